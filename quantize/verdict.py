@@ -1,0 +1,76 @@
+"""Findings, verdicts and decisions, each with all that an audit needs to reach it again.
+
+    finding   one gate's result: pass, fail, inconclusive or error, its numbers and one sentence
+    verdict   all findings of a variant combined: the worst of them
+    decision  verdict + registry state: promote, hold, reject or roll back
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from quantize.record import Record
+
+__all__ = ["Action", "Decision", "Finding", "Outcome", "Verdict", "combine"]
+
+Outcome = Literal["pass", "fail", "inconclusive", "error"]
+Action = Literal["promote", "hold", "reject"]
+
+_WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
+
+
+class Finding(Record):
+    """One gate's result. `numbers` holds what the sentence rests on; `advisory` findings never block."""
+
+    version: Literal[1] = 1
+    gate: str
+    kind: str
+    metric: str
+    outcome: Outcome
+    sentence: str
+    numbers: dict[str, float | int | str | None]
+    advisory: bool = False
+
+
+class Verdict(Record):
+    """All findings of one variant. `rows` are the digests of the files that the findings were computed from."""
+
+    version: Literal[1] = 1
+    variant: str
+    outcome: Outcome
+    findings: list[Finding]
+    artifact_digest: str
+    baseline_digest: str
+    recipe_digest: str
+    rows: dict[str, str]
+    program: str
+
+    def reasons(self) -> list[str]:
+        """The sentences that decided: those of the findings whose outcome is the verdict's."""
+        return [f.sentence for f in self.findings if f.outcome == self.outcome and not f.advisory]
+
+
+class Decision(Record):
+    """What was done with a verdict, against which registry state, and why."""
+
+    version: Literal[1] = 1
+    variant: str
+    action: Action
+    outcome: Outcome
+    sentence: str
+    verdict_digest: str
+    artifact_digest: str
+    model: str
+    model_version: str | None
+    previous_version: str | None
+    aliases: dict[str, str]
+    decided_at: str
+    actor: str
+    run: str
+    details: dict[str, Any] = {}
+
+
+def combine(findings: list[Finding]) -> Outcome:
+    """The worst outcome among the findings that may block; with nothing to judge, an error and never a pass."""
+    outcomes = {finding.outcome for finding in findings if not finding.advisory}
+    return next((outcome for outcome in _WORST_FIRST if outcome in outcomes), "error")
