@@ -1,0 +1,277 @@
+"""The artifact store: stages' outputs by key, committed whole or not at all.
+
+    <root>/<kind>/<key[:24]>/          a committed artifact: its files and manifest.json
+    <root>/drafts/<kind>-<key>.<...>/  what a running stage writes into
+    <root>/leases/<kind>-<key>.lock    one lock per stage: a second process waits and then reuses
+
+The order of a commit buys the promises. Files are flushed to disk before the directory is renamed into place, so a name
+never points at missing bytes; the manifest is written last, so a directory without one is garbage by definition; a
+reader asks for the manifest first, so it never sees half an artifact. A lease is an `flock` on an inherited descriptor:
+the kernel releases it when driver and worker are both gone, however they died.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quantize import faults
+from quantize.artifact import FileEntry, Manifest, Provenance
+from quantize.errors import StoreError
+from quantize.record import file_sha256
+
+__all__ = ["MANIFEST", "Store", "read_manifest", "verify_directory", "writing"]
+
+MANIFEST = "manifest.json"
+_POLL_SECONDS = 0.2
+_KEYED = re.compile(r"[0-9a-f]{24}\Z")
+
+
+class Store:
+    """Artifacts under `root`, which is created on first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the artifact with this key lies once it is committed."""
+        return self.root / kind / key[:24]
+
+    def find(self, kind: str, key: str) -> Manifest | None:
+        """The manifest of a committed artifact, or None. Raises StoreError when its files are not the manifest's.
+
+        Sizes and the modification times of referenced files are compared, not hashes: cheap enough for every run.
+        """
+        directory = self.path(kind, key)
+        manifest = read_manifest(directory)
+        if manifest is None:
+            return None
+        if manifest.key != key:
+            raise StoreError(
+                f"the manifest says key {manifest.key[:12]}, not {key[:12]}.", where=str(directory / MANIFEST)
+            )
+        for entry in manifest.files:
+            _check_cheaply(directory, entry)
+        return manifest
+
+    @contextmanager
+    def lease(self, kind: str, key: str, waiting: Callable[[str], None]) -> Iterator[int]:
+        """Hold the stage's lock; yields its descriptor, for the worker to inherit.
+
+        Waits while another process has it; `waiting` is told once who that is.
+        """
+        path = self.root / "leases" / f"{kind}-{key[:24]}.lock"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor, waiting)
+            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, owner.encode(), 0)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def draft(self, kind: str, key: str) -> Path:
+        """A new empty directory for a stage's output. Call it under the lease: drafts of dead runs are removed."""
+        parent = self.root / "drafts"
+        with writing(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            for stale in parent.glob(f"{kind}-{key[:24]}.*"):
+                shutil.rmtree(stale)
+            draft = parent / f"{kind}-{key[:24]}.{os.getpid()}"
+            draft.mkdir()
+        return draft
+
+    def commit(
+        self,
+        draft: Path,
+        *,
+        kind: str,
+        name: str,
+        key: str,
+        inputs: dict[str, str],
+        summary: dict[str, Any],
+        provenance: Provenance,
+    ) -> Manifest:
+        """Publish a draft under its key and return its manifest. Call it under the lease."""
+        final = self.path(kind, key)
+        with writing(final):
+            files = [_entry(draft, path) for path in _files(draft)]
+            manifest = Manifest(
+                kind=kind, name=name, key=key, inputs=inputs, files=files, summary=summary, provenance=provenance
+            )
+            faults.point("store.synced")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                # Only a commit that died before its manifest leaves one: under the lease nobody else is writing it.
+                shutil.rmtree(final)
+            draft.rename(final)
+            _sync(final.parent)
+            faults.point("store.renamed")
+            part = final / f"{MANIFEST}.part"
+            part.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+            _sync(part)
+            faults.point("store.manifest_written")
+            part.rename(final / MANIFEST)
+            _sync(final)
+            faults.point("store.committed")
+        return manifest
+
+    def manifests(self) -> Iterator[tuple[Path, Manifest]]:
+        """Every committed artifact with its manifest."""
+        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            manifest = read_manifest(path.parent)
+            if manifest is not None:
+                yield path.parent, manifest
+
+    def garbage(self, keep: set[str]) -> list[Path]:
+        """What `gc` would remove: artifacts whose key is not in `keep`, commits without manifest, idle drafts.
+
+        A draft or artifact whose lease somebody holds is never garbage.
+        """
+        kept = {key[:24] for key in keep}
+        found = [path for path, manifest in self.manifests() if manifest.key not in keep]
+        halves = (path for path in self.root.glob("*/*") if _KEYED.match(path.name) and path.is_dir())
+        found += [path for path in halves if not (path / MANIFEST).exists()]
+        found += [p for p in self.root.glob("drafts/*") if p.is_dir()]
+        idle = [path for path in found if not self._held(path)]
+        return sorted(path for path in idle if path.name not in kept or not (path / MANIFEST).exists())
+
+    def _held(self, path: Path) -> bool:
+        stem = path.name.split(".")[0] if path.parent.name == "drafts" else f"{path.parent.name}-{path.name}"
+        lock = self.root / "leases" / f"{stem}.lock"
+        if not lock.exists():
+            return False
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return not _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest in `directory`, or None where there is none. Raises StoreError for one that cannot be read."""
+    path = directory / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValueError as error:
+        raise StoreError(
+            "this is not a manifest of this program.", where=str(path), fix=f"Remove {directory} and run again."
+        ) from error
+
+
+def verify_directory(directory: Path, manifest: Manifest) -> list[str]:
+    """Recompute every digest from bytes; a sentence for each file that is missing, changed or not listed."""
+    problems = []
+    for entry in manifest.files:
+        path = directory / _relative(entry.path)
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != entry.size:
+            problems.append(f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}")
+        elif file_sha256(path) != entry.sha256:
+            problems.append(f"{path}: its sha256 is not the manifest's")
+    listed = {entry.path for entry in manifest.files} | {MANIFEST}
+    extra = [path for path in _files(directory) if path.relative_to(directory).as_posix() not in listed]
+    return problems + [f"{path}: not in the manifest" for path in extra]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a StoreError that says how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        fixes = {
+            errno.ENOSPC: "The disk is full: free some space (`quantize gc` shows what can go) and run again.",
+            errno.EDQUOT: "The disk quota is used up: free some space and run again.",
+            errno.EROFS: "The file system is read-only: choose another with --store.",
+            errno.EACCES: "You may not write there: choose another store with --store.",
+        }
+        if error.errno not in fixes:
+            raise
+        raise StoreError(f"{error.strerror}.", where=str(path), fix=fixes[error.errno]) from error
+
+
+def _check_cheaply(directory: Path, entry: FileEntry) -> None:
+    path = directory / _relative(entry.path)
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise StoreError(
+            "the file is gone.", where=str(path), fix=f"Remove {directory} and run again: the stage is made anew."
+        ) from None
+    if found.st_size != entry.size or (entry.mtime_ns is not None and found.st_mtime_ns != entry.mtime_ns):
+        raise StoreError(
+            f"the file was changed after it was committed ({found.st_size} bytes, the manifest says {entry.size}).",
+            where=str(path),
+            fix=f"Remove {directory} and run again: the stage is made anew.",
+        )
+
+
+def _entry(root: Path, path: Path) -> FileEntry:
+    name = path.relative_to(root).as_posix()
+    if path.is_symlink():
+        target = path.resolve(strict=True)
+        found = target.stat()
+        return FileEntry(
+            path=name,
+            size=found.st_size,
+            sha256=file_sha256(target),
+            target=str(target),
+            mtime_ns=found.st_mtime_ns,
+        )
+    _sync(path)
+    return FileEntry(path=name, size=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def _relative(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise StoreError(f"the manifest names {name!r}, a path out of the artifact.", fix="Do not trust this artifact.")
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock(descriptor: int, waiting: Callable[[str], None]) -> None:
+    told = False
+    while not _try_lock(descriptor):
+        if not told:
+            told = True
+            waiting(os.pread(descriptor, 4096, 0).decode(errors="replace"))
+        time.sleep(_POLL_SECONDS)

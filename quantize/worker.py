@@ -1,0 +1,131 @@
+"""`python -m quantize.worker STAGE.json`: runs exactly one stage and commits it, in any environment.
+
+The process owns its memory and its device: both are free again when it ends, however it ends. It says what it is doing
+as JSON lines on the descriptor that STAGE.json names; whatever the libraries print goes to its standard output and
+error, which the executor points at the stage's log. It holds the stage's lease by an inherited descriptor, so a stage
+whose driver was killed still finishes and commits, and nobody starts it twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from quantize.artifact import Provenance
+from quantize.errors import Interrupted, QuantizeError
+from quantize.store import Store, writing
+
+__all__ = ["main"]
+
+_INTERVAL_SECONDS = 0.2
+
+
+class Events:
+    """JSON lines to the driver. A driver that is gone is no reason to stop."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._last = 0.0
+
+    def progress(self, what: str, done: float, total: float | None) -> None:
+        """Tell the driver how far the stage is, at most a few times a second."""
+        now = time.monotonic()
+        if now - self._last >= _INTERVAL_SECONDS or (total is not None and done >= total):
+            self._last = now
+            self.send({"progress": [what, done, total]})
+
+    def send(self, event: dict[str, Any]) -> None:
+        """Write one event; the pipe takes lines up to 4 KiB whole."""
+        try:
+            os.write(self._descriptor, (json.dumps(event) + "\n").encode())
+        except (BrokenPipeError, OSError):
+            return
+
+
+def carry_tqdm(progress: Callable[[str, float, float | None], None]) -> None:
+    """Carry the libraries' own progress bars to the driver: nearly all of them draw through `tqdm.std.tqdm`."""
+    from tqdm.std import tqdm
+
+    original = tqdm.update
+
+    def update(self: Any, n: float = 1) -> bool | None:
+        shown = original(self, n)
+        if not self.disable:
+            progress(str(self.desc or "").strip(": "), self.n, self.total)
+        return bool(shown)
+
+    def display(self: Any, msg: str | None = None, pos: int | None = None) -> bool:
+        progress(str(self.desc or "").strip(": "), self.n, self.total)
+        return True
+
+    tqdm.update = update
+    tqdm.display = display
+
+
+def run(job: dict[str, Any], events: Events) -> None:
+    """Run the stage that `job` describes and commit what it made."""
+    from quantize.stages import STAGES
+
+    store = Store(Path(job["store"]))
+    started = time.monotonic()
+    draft = store.draft(job["kind"], job["key"])
+    inputs = {name: Path(path) for name, path in job["inputs"].items()}
+    carry_tqdm(events.progress)
+    with writing(draft):
+        summary = STAGES[job["kind"]].run(job["config"], inputs, draft, job["device"], events.progress)
+    store.commit(
+        draft,
+        kind=job["kind"],
+        name=job["name"],
+        key=job["key"],
+        inputs=job["input_keys"],
+        summary=summary,
+        provenance=Provenance(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=socket.gethostname(),
+            seconds=round(time.monotonic() - started, 3),
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            python=platform.python_version(),
+            libraries={name: metadata.version(name) for name in job["libraries"]},
+        ),
+    )
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted("stopped by a signal.")
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point. Exit 0 when the stage is committed; otherwise an `error` event says why."""
+    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    events = Events(job["events"])
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        run(job, events)
+    except QuantizeError as error:
+        traceback.print_exc()
+        events.send({"error": {"what": error.what, "where": error.where, "fix": error.fix}})
+        return error.exit_code
+    except Exception as error:  # the boundary of the process: everything else becomes a line in the driver
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        events.send({"error": {"what": f"{type(error).__name__}: {lines[0][:500]}", "where": None, "fix": None}})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
