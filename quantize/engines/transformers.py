@@ -1,0 +1,146 @@
+"""The transformers engine: an artifact in this process, on a GPU or the CPU."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from quantize.errors import QuantizeError
+from quantize.record import Record
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Transformers", "TransformersSession"]
+
+_HEAD_TOLERANCE = 1e-3
+
+
+class Transformers(Record):
+    """`dtype` of computation: `auto` is float32 on CPUs (few have fast bfloat16) and the checkpoint's own on GPUs.
+
+    `max_batch_tokens` bounds the tokens of one forward pass.
+    """
+
+    kind: Literal["transformers"] = "transformers"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_batch_tokens: Annotated[int, Field(gt=0)] = 8192
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose version may change a logit."""
+        return ("torch", "transformers", "compressed-tensors")
+
+    def open(self, checkpoint: Path, device: str) -> TransformersSession:
+        """Load a checkpoint. compressed-tensors weights are expanded; their activations stay quantized in forward."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        dtype: Any = self.dtype if self.dtype != "auto" else "auto" if device != "cpu" else "float32"
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise QuantizeError(
+                f"the checkpoint does not load in transformers: {type(error).__name__}: {error}", where=str(checkpoint)
+            ) from error
+        return TransformersSession(model.to(device).eval(), tokenizer, self.max_batch_tokens)
+
+
+class TransformersSession:
+    """A loaded model. See `protocols.Session`."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_batch_tokens: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._max_batch_tokens = max_batch_tokens
+
+    @property
+    def device(self) -> str:
+        """Device class and name."""
+        import torch
+
+        if self.model.device.type == "cuda":
+            return f"cuda {torch.cuda.get_device_name(self.model.device)}"
+        return f"{self.model.device.type} {platform.processor() or platform.machine()}"
+
+    def lm(self) -> Any:
+        """The model as lm-eval sees it; choices that share a prompt pay for it once."""
+        from quantize.engines._shared_prefix import SharedPrefixLM
+
+        return SharedPrefixLM(self.model, self.tokenizer, self._max_batch_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def logits(self, batch: torch.Tensor) -> torch.Tensor:
+        """Float32 logits (rows, tokens, vocabulary) on the CPU."""
+        import torch
+
+        with torch.inference_mode():
+            return self.model(batch.to(self.model.device), use_cache=False).logits.float().cpu()
+
+    def hidden(self, batch: torch.Tensor) -> torch.Tensor:
+        """Float32 input of the output head (rows, tokens, hidden), on the model's device."""
+        import torch
+
+        seen: list[torch.Tensor] = []
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            with torch.inference_mode():
+                logits = self.model(batch.to(self.model.device), use_cache=False).logits[:, -1].float()
+        finally:
+            hook.remove()
+        hidden = seen[-1]
+        with torch.inference_mode():
+            again = self.head(hidden[:, -1])
+        if not torch.allclose(again, logits, rtol=_HEAD_TOLERANCE, atol=_HEAD_TOLERANCE, equal_nan=True):
+            raise QuantizeError(
+                f"the output head of {type(self.model).__name__} does more than a matrix, a scale and a soft cap.",
+                fix="Leave the text eval out for this architecture.",
+            )
+        return hidden.float()
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits from hidden states: output matrix, then logit scale, then soft cap, as the config has them."""
+        embeddings = self.model.get_output_embeddings()
+        return head_logits(hidden, embeddings.weight, embeddings.bias, self.model.config)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        import gc
+
+        import torch
+
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: Any) -> torch.Tensor:
+    """Float32 logits (..., vocabulary) of final hidden states (..., hidden) by the names that transformers configs use.
+
+    `logit_scale` multiplies (Cohere), `logits_scaling` divides (Granite), `final_logit_softcapping` caps (Gemma 2).
+    """
+    import torch
+
+    bias = bias.to(hidden.dtype) if bias is not None else None
+    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):
+        logits = logits / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits

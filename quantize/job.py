@@ -1,0 +1,92 @@
+"""The job: a recipe's path in, a record and an exit code out. What the command line, and anything else, calls."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantize.artifact import ModelFacts
+from quantize.device import Device, choose
+from quantize.errors import RecipeError
+from quantize.executors import Local
+from quantize.plan import Plan, make_plan
+from quantize.preflight import Estimate, Preflight, check, estimates
+from quantize.protocols import Registry
+from quantize.recipe import LoadedRecipe, load
+from quantize.registries import Mlflow
+from quantize.release import release_run
+from quantize.run import RunRecord, Runner, Watcher, exit_code
+from quantize.sources import config_facts, read_config
+from quantize.store import Store
+
+__all__ = ["Preview", "execute", "open_registry", "preview"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would do. `plan` is None when planned from a config alone: then nothing has a key yet."""
+
+    loaded: LoadedRecipe
+    device: Device
+    facts: ModelFacts
+    preflight: Preflight
+    plan: Plan | None
+    estimates: tuple[Estimate, ...]
+
+
+def preview(
+    path: Path, overrides: tuple[str, ...], only: tuple[str, ...], store_path: Path, config: Path | None
+) -> Preview:
+    """Load, plan and check a recipe without running anything."""
+    loaded = load(path, overrides)
+    device = choose(loaded.recipe.resources.device)
+    if config is not None:
+        facts = config_facts(read_config(config))
+        plan = None
+    else:
+        plan = make_plan(loaded, device, only)
+        facts = loaded.recipe.model.facts()
+    variants = tuple(v for v in loaded.recipe.variants if not only or v.name in only)
+    preflight = check(loaded.recipe, facts, device, store_path, variants)
+    costs = tuple(estimates(plan, facts, Store(store_path))) if plan is not None else ()
+    return Preview(loaded, device, facts, preflight, plan, costs)
+
+
+def execute(
+    path: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    store_path: Path,
+    watcher: Watcher,
+    *,
+    release: bool,
+) -> tuple[RunRecord, int]:
+    """Run a recipe to its decisions. Returns the record, as written to the run's folder, and the exit code."""
+    loaded = load(path, overrides)
+    recipe = loaded.recipe
+    device = choose(recipe.resources.device)
+    plan = make_plan(loaded, device, only)
+    store = Store(store_path)
+    if any(store.find(stage.kind, stage.key) is None for stage in plan.stages()):
+        variants = tuple(way.variant for way in plan.variants)
+        preflight = check(recipe, recipe.model.facts(), device, store.root, variants)
+        if preflight.problems:
+            raise RecipeError([f"{path}: {problem}" for problem in preflight.problems])
+    runner = Runner(loaded, plan, store, Local(threads=recipe.resources.threads), watcher)
+    try:
+        record = runner.measure()
+    finally:
+        watcher.close()
+    if not release:
+        return record, exit_code([variant.verdict.outcome for variant in record.variants])
+    record = release_run(open_registry(recipe.registry, store.root), runner, record)
+    decided = [v.verdict.outcome for v in record.variants if v.decision is not None or v.evidence is None]
+    return record, exit_code(decided)
+
+
+def open_registry(config: Mlflow, store: Path) -> Registry:
+    """The registry of a recipe. Without `uri`: MLFLOW_TRACKING_URI, else a database inside the store."""
+    embedded = f"sqlite:///{store.absolute()}/mlflow.db"
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded
+    return config.model_copy(update={"uri": uri, "artifacts": config.artifacts or str(store.absolute() / "mlartifacts")})

@@ -1,0 +1,68 @@
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): round column by column, and let the columns not yet rounded make up.
+
+The correction needs the Hessian of each layer's output error, the calibration inputs' second moments, so this method is
+as good as its calibration text is like what the model will see. On a CPU nearly all the time is the column loop.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quantize.artifact import ModelFacts
+from quantize.methods._constraints import group_size_problems, integer_problems
+from quantize.methods._llmcompressor import FORMAT, LIBRARIES
+from quantize.protocols import QuantizeJob
+from quantize.record import Record
+from quantize.scheme import Scheme
+
+__all__ = ["Gptq"]
+
+
+class Gptq(Record):
+    """GPTQ by llm-compressor; the fields are those of its GPTQModifier."""
+
+    kind: Literal["gptq"] = "gptq"
+    dampening_frac: Annotated[
+        float, Field(gt=0, lt=1, description="Added to the Hessian's diagonal, as a fraction of its mean.")
+    ] = 0.01
+    block_size: Annotated[int, Field(gt=0, description="Columns that are rounded in one pass.")] = 128
+    actorder: Annotated[
+        Literal["static", "weight"] | None,
+        Field(description="`static` (also called `weight`): columns with the largest activations first."),
+    ] = "static"
+
+    @property
+    def format(self) -> str:
+        """The container on disk."""
+        return FORMAT
+
+    @property
+    def calibrated(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose version changes the bytes that come out."""
+        return LIBRARIES
+
+    def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
+        """Integer weights only, and groups that fit the model."""
+        return integer_problems("gptq", scheme) + group_size_problems(scheme, facts)
+
+    def quantize(self, job: QuantizeJob) -> None:
+        """Write the quantized checkpoint into `job.out`."""
+        from llmcompressor.modifiers.gptq import GPTQModifier
+
+        from quantize.methods._llmcompressor import calibration_loader, config_groups, run
+
+        modifier = GPTQModifier(
+            config_groups=config_groups(job.scheme),
+            ignore=list(job.ignore),
+            dampening_frac=self.dampening_frac,
+            block_size=self.block_size,
+            actorder=self.actorder,
+        )
+        run(job, [modifier], calibration_loader(job))

@@ -1,0 +1,51 @@
+"""RTN, round to nearest: scales from each weight's own range, no data.
+
+Nothing is searched for: a channel's (or group's) largest magnitude sets its scale and every weight goes to the nearest
+grid point. It takes seconds, is close to lossless at 8 bits, and is the yardstick for the calibrated methods at 4.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from quantize.artifact import ModelFacts
+from quantize.methods._constraints import group_size_problems
+from quantize.methods._llmcompressor import FORMAT, LIBRARIES
+from quantize.protocols import QuantizeJob
+from quantize.record import Record
+from quantize.scheme import Scheme
+
+__all__ = ["Rtn"]
+
+
+class Rtn(Record):
+    """Round to nearest, by llm-compressor's QuantizationModifier."""
+
+    kind: Literal["rtn"] = "rtn"
+
+    @property
+    def format(self) -> str:
+        """The container on disk."""
+        return FORMAT
+
+    @property
+    def calibrated(self) -> bool:
+        """Never: weight scales come from the weights, activation scales are found per token while serving."""
+        return False
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose version changes the bytes that come out."""
+        return LIBRARIES
+
+    def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
+        """Every preset will do, as long as its groups fit the model."""
+        return group_size_problems(scheme, facts)
+
+    def quantize(self, job: QuantizeJob) -> None:
+        """Write the quantized checkpoint into `job.out`."""
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+
+        from quantize.methods._llmcompressor import config_groups, run
+
+        run(job, [QuantizationModifier(config_groups=config_groups(job.scheme), ignore=list(job.ignore))], None)

@@ -1,0 +1,160 @@
+"""What can be known before any time is spent: what is impossible, what is doubtful, and what a run will cost.
+
+Estimates, in bytes and seconds, with P parameters, p bytes per parameter in compute (4 on CPUs, which compute in float32,
+else 2), T calibration tokens and a rate R of floating-point operations per second:
+
+    memory of quantize, evaluate, prove    P * p * 1.3 + 1.5 GB   weights, activations, the interpreter with torch
+    disk of a variant                      Linear weights at the scheme's bits + the rest as it is
+    time of calibrated methods             passes * 2 * P * T / R with 3 passes (gptq: + its column loop, 4 * P * h / R)
+    time of an evaluation                  2 * P * tokens / R
+
+R is a round figure for the device class, so the times say "minutes" or "hours" and no more; where the store holds a stage
+of the same kind and name, its own time is shown instead.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantize.artifact import ModelFacts
+from quantize.device import Device
+from quantize.gates import NonInferiority
+from quantize.plan import Plan, Stage
+from quantize.protocols import Metric
+from quantize.recipe import Recipe, Variant
+from quantize.scheme import Scheme
+from quantize.store import Store
+
+__all__ = ["Estimate", "Preflight", "check", "estimates"]
+
+_CPU_RATE, _GPU_RATE = 6e10, 1e14
+_BASE_MEMORY = 1.5e9
+_TOKENS_PER_ITEM = 45
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """`problems` make the run impossible; `notes` are worth knowing."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one stage will cost: bytes of memory and disk, seconds; `measured` where the time was seen in this store."""
+
+    stage: Stage
+    cached: bool
+    memory: float | None
+    disk: float | None
+    seconds: float | None
+    measured: bool
+
+
+def check(recipe: Recipe, facts: ModelFacts, device: Device, store: Path, variants: tuple[Variant, ...]) -> Preflight:
+    """Look for what would make a run fail late or decide nothing."""
+    problems: list[str] = []
+    notes: list[str] = [f"not known before fetching: {what}" for what in facts.unknown]
+    for variant in variants:
+        found = variant.method.problems(variant.resolved_scheme(), facts)
+        problems += [f"variants.{variant.name}: {problem}" for problem in found]
+    for gate in recipe.gates:
+        if isinstance(gate, NonInferiority):
+            problems += _too_few(recipe, gate)
+            notes += _power(recipe, gate)
+    need = sum(_disk(variant, facts) or 0 for variant in variants)
+    existing = next(path for path in (store, *store.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if need > free:
+        problems.append(f"{store}: the variants need about {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free")
+    memory = _memory(facts, device)
+    if memory is not None and device.memory is not None and memory > device.memory:
+        notes.append(
+            f"a stage needs about {memory / 1e9:.0f} GB of memory and {device.name} has {device.memory / 1e9:.0f} GB"
+        )
+    return Preflight(tuple(problems), tuple(notes))
+
+
+def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
+    """The cost of every stage of a plan."""
+    seen = {(m.kind, m.name): m.provenance.seconds for _, m in store.manifests()}
+    found = []
+    for stage in plan.stages():
+        cached = store.find(stage.kind, stage.key) is not None
+        measured = seen.get((stage.kind, stage.name))
+        seconds = measured if measured is not None else _seconds(stage, plan, facts)
+        memory = _memory(facts, plan.device) if stage.kind in ("calibrate", "quantize", "prove", "evaluate") else None
+        disk = None
+        if stage.kind == "quantize":
+            disk = _disk(next(way.variant for way in plan.variants if way.quantize is stage), facts)
+        found.append(Estimate(stage, cached, memory, disk, seconds, measured is not None))
+    return found
+
+
+def _items(recipe: Recipe, gate: NonInferiority) -> int:
+    """How many items the gate's metric has, or its slice; 0 where only the running task knows."""
+    metric: Metric = next(metric for metric in recipe.evals if metric.name == gate.metric.split(".")[0])
+    slice_name = gate.metric.partition("/")[2]
+    return metric.items(slice_name or None)
+
+
+def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
+    from quantize.stats import least_items
+
+    items = _items(recipe, gate)
+    least = least_items(gate.margin, gate.alpha) if items else 0
+    if items >= least:
+        return []
+    reachable = 1 - gate.alpha ** (1 / items)
+    return [
+        f"gates {gate.metric}: {items} items cannot show a loss below {100 * gate.margin:g} points even if no answer "
+        f"changes: at least {least} are needed. Add items, or raise the margin above {100 * reachable:.1f} points"
+    ]
+
+
+def _power(recipe: Recipe, gate: NonInferiority) -> list[str]:
+    from quantize.stats import planning_table
+
+    items = _items(recipe, gate)
+    if not items:
+        return []
+    table = ", ".join(f"{row.items} at {100 * row.flip_rate:g} %" for row in planning_table(gate.margin, gate.alpha))
+    return [f"{gate.metric}: {items} items; for 90 % power at no true difference and this share of flips: {table}"]
+
+
+def _memory(facts: ModelFacts, device: Device) -> float | None:
+    if facts.parameters is None:
+        return None
+    return facts.parameters * (4 if device.kind == "cpu" else 2) * 1.3 + _BASE_MEMORY
+
+
+def _disk(variant: Variant, facts: ModelFacts) -> float | None:
+    if facts.linears is None or facts.parameters is None:
+        return None
+    width = 4 if facts.dtype == "float32" else 2
+    scheme: Scheme = variant.resolved_scheme()
+    quantized = total = 0.0
+    for shape, count in facts.linears.items():
+        weights = math.prod(map(int, shape.split("x"))) * count
+        total += weights
+        quantized += weights * scheme.bits_per_weight(int(shape.split("x")[1]), 8 * width) / 8
+    return quantized + (facts.parameters - total) * width
+
+
+def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
+    if facts.parameters is None:
+        return None
+    rate = _CPU_RATE if plan.device.kind == "cpu" else _GPU_RATE
+    forward = 2.0 * facts.parameters
+    calibration = plan.recipe.calibration
+    tokens = calibration.samples * calibration.tokens_per_sample if calibration is not None else 0
+    if stage.kind == "quantize" and "tokens" in stage.inputs:
+        return 3 * forward * tokens / rate + 4.0 * facts.parameters * (facts.hidden_size or 4096) / rate + 10
+    if stage.kind == "evaluate":
+        metric: Metric = next(m for m in plan.recipe.evals if m.name == stage.config["metric"].name)
+        return forward * metric.items(None) * _TOKENS_PER_ITEM / rate + 10 if metric.items(None) else None
+    return 10.0 if stage.kind in ("quantize", "prove") else None

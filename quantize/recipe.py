@@ -1,0 +1,214 @@
+"""Recipes: YAML in, a closed and validated value out, every problem with its file and line.
+
+A recipe is read three times over one text: as nodes (for line numbers and duplicate keys), as plain data
+(`yaml.safe_load`, with `--set` applied), and as the `Recipe` model that the rest of the program sees. Relative `path`s
+are relative to the recipe's own directory; those given by `--set` to the current one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from quantize.calibrators import CalibratorConfig
+from quantize.engines import EngineConfig, Transformers
+from quantize.errors import RecipeError
+from quantize.gates import GateConfig
+from quantize.methods import MethodConfig
+from quantize.metrics import MetricConfig
+from quantize.problems import Locator, describe
+from quantize.record import Record, digest
+from quantize.registries import RegistryConfig
+from quantize.scheme import Scheme, preset
+from quantize.sources import SourceConfig
+
+__all__ = ["LoadedRecipe", "Recipe", "Resources", "Variant", "json_schema", "load"]
+
+SCHEMA_URL = "recipe.schema.json"
+_PATH_KEYS = frozenset({"path", "include_path"})
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+
+
+def _is_name(value: str) -> str:
+    if not _NAME.match(value) or ".." in value:
+        raise ValueError(f"{value!r} is not a name: use lower-case letters, digits, '.', '_' and '-', 63 at most")
+    return value
+
+
+def _is_preset(value: str) -> str:
+    preset(value)
+    return value
+
+
+Name = Annotated[str, AfterValidator(_is_name)]
+
+
+class Variant(Record):
+    """One compressed model: a scheme (which numbers) and a method (how they are found)."""
+
+    name: Name
+    scheme: Annotated[str, AfterValidator(_is_preset)]
+    method: MethodConfig
+    group_size: Annotated[int | None, Field(gt=0, description="Overrides the preset's group size.")] = None
+    ignore: Annotated[tuple[str, ...], Field(description="Modules left alone, by name or `re:` pattern.")] = (
+        "lm_head",
+    )
+
+    def resolved_scheme(self) -> Scheme:
+        """The preset with this variant's group size."""
+        from dataclasses import replace
+
+        scheme = preset(self.scheme)
+        return scheme if self.group_size is None else replace(scheme, group_size=self.group_size)
+
+    @model_validator(mode="after")
+    def _group_size_needs_groups(self) -> Variant:
+        if self.group_size is not None and preset(self.scheme).strategy != "group":
+            raise ValueError(f"group_size has no meaning for {self.scheme}: its scales are per {preset(self.scheme).strategy}")
+        return self
+
+
+class Resources(Record):
+    """What stages may use. `device`: `auto` takes the first CUDA device if there is one, else the CPU."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads of a stage; unset: all cores.")] = None
+
+
+class Recipe(Record):
+    """The user's YAML: model, calibration, variants, evals, gates, registry, resources."""
+
+    version: Literal[1]
+    name: Name
+    model: SourceConfig
+    variants: Annotated[list[Variant], Field(min_length=1)]
+    evals: Annotated[list[MetricConfig], Field(min_length=1)]
+    gates: Annotated[list[GateConfig], Field(min_length=1)]
+    registry: RegistryConfig
+    calibration: CalibratorConfig | None = None
+    engine: EngineConfig = Transformers()
+    resources: Resources = Resources()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _is_coherent(self) -> Recipe:
+        for what, names in (("variant", [v.name for v in self.variants]), ("eval", [e.name for e in self.evals])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"two {what}s are called {sorted(twice)[0]!r}")
+        reserved = {"baseline", *self.registry.targets}
+        for variant in self.variants:
+            if variant.name in reserved:
+                raise ValueError(f"a variant may not be called {variant.name!r}: the word is taken")
+            if variant.method.calibrated and self.calibration is None:
+                raise ValueError(
+                    f"variant {variant.name!r} uses {variant.method.kind}, which needs `calibration:` "
+                    "(`kind: self` needs no data)"
+                )
+        known = {variant.name for variant in self.variants}
+        for target, rule in self.registry.targets.items():
+            for name in rule.from_:
+                if name not in known:
+                    raise ValueError(f"target {target!r} draws from {name!r}, which is not a variant of this recipe")
+        evals = {metric.name for metric in self.evals}
+        for gate in self.gates:
+            if gate.metric.split(".")[0] not in evals:
+                raise ValueError(f"gate metric {gate.metric!r} names no eval of this recipe ({', '.join(sorted(evals))})")
+        if all(gate.advisory for gate in self.gates):
+            raise ValueError("every gate is advisory: nothing could ever stop a bad variant")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe, the text it came from, and the digest of its data before paths were made absolute."""
+
+    recipe: Recipe
+    path: Path
+    text: str
+    digest: str
+    overrides: tuple[str, ...]
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
+    """Read and validate a recipe. Raises RecipeError with all its problems, each with file:line and a mend."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" There are {', '.join(near)}." if near else ""
+        raise RecipeError([f"{path}: there is no such recipe.{hint}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{path}: cannot be read as UTF-8 text ({error})."]) from None
+    locator = Locator(path, text)
+    data = locator.data()
+    for override in overrides:
+        _override(data, override, locator)
+    identity = digest(data)
+    _resolve_paths(data, path.absolute().parent, locator)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError([describe(problem, data, locator, json_schema()) for problem in error.errors()]) from None
+    return LoadedRecipe(recipe, path, text, identity, overrides)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors and for other programs."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "quantize recipe", **schema}
+
+
+def _override(data: dict[str, Any], override: str, locator: Locator) -> None:
+    """Apply one `a.b.0.c=value`; list items are named by index or by their `name`."""
+    address, equals, raw = override.partition("=")
+    if not equals or not address:
+        raise RecipeError([f"--set {override}: write it as key=value, for example variants.0.group_size=64"])
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise RecipeError([f"--set {override}: {raw!r} is not a YAML value"]) from None
+    *parents, last = address.split(".")
+    node: Any = data
+    place: list[str | int] = []
+    for part in parents:
+        step = _step(node, part, override)
+        if isinstance(node, dict) and not isinstance(node.get(step), dict | list):
+            node[step] = {}
+        node = node[step]
+        place.append(step)
+    step = _step(node, last, override)
+    if step in _PATH_KEYS and isinstance(value, str):
+        value = str(Path(value).absolute())
+    node[step] = value
+    locator.overridden((*place, step), f"--set {address}")
+
+
+def _step(node: Any, part: str, override: str) -> str | int:
+    if isinstance(node, dict):
+        return part
+    if isinstance(node, list):
+        names = [item.get("name") if isinstance(item, dict) else None for item in node]
+        if part in names:
+            return names.index(part)
+        if part.isdigit() and int(part) < len(node):
+            return int(part)
+        raise RecipeError([f"--set {override}: the list has no item {part!r} (it has {len(node)} items)"])
+    raise RecipeError([f"--set {override}: {part!r} is below a plain value"])
+
+
+def _resolve_paths(node: Any, base: Path, locator: Locator) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in _PATH_KEYS and isinstance(value, str):
+                node[key] = str(base / Path(value).expanduser())
+            else:
+                _resolve_paths(value, base, locator)
+    elif isinstance(node, list):
+        for item in node:
+            _resolve_paths(item, base, locator)

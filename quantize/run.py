@@ -1,0 +1,271 @@
+"""Walk a plan: skip what is committed, run the rest, collect verdicts, hand them to the release.
+
+The driver never imports torch. A variant whose stage fails is decided as an error and the others go on; only what all
+variants need (the model, its calibration, the baseline's evals) ends the run.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from quantize import __version__
+from quantize.artifact import Manifest
+from quantize.errors import QuantizeError, StageFailed, StoreError
+from quantize.evidence import Evidence
+from quantize.plan import Plan, Stage, VariantPlan
+from quantize.protocols import Executor, Progress, StageSpec
+from quantize.recipe import LoadedRecipe
+from quantize.record import Record
+from quantize.store import Store, read_manifest, verify_directory, writing
+from quantize.verdict import Decision, Finding, Outcome, Verdict
+
+__all__ = ["RESOLVED", "RunRecord", "Runner", "VariantRecord", "Watcher", "exit_code", "read_record"]
+
+#: The recipe as it was run, overrides applied and paths absolute, in a run's folder.
+RESOLVED = "recipe.resolved.json"
+
+
+class VariantRecord(Record):
+    """What a run knows of one variant. `decision` is None where nothing was decided anew or releases were off."""
+
+    name: str
+    verdict: Verdict
+    evidence: Evidence | None
+    decision: Decision | None
+    stages: dict[str, str]
+
+
+class RunRecord(Record):
+    """`run.json` of a run directory: all that a report needs, and where the bytes lie."""
+
+    version: int = 1
+    run: str
+    recipe: str
+    recipe_digest: str
+    program: str
+    started: str
+    seconds: float
+    device: str
+    actor: str
+    baseline_stages: dict[str, str]
+    variants: list[VariantRecord]
+    ran: list[str]
+    reused: list[str]
+
+    def keys(self) -> set[str]:
+        """The keys of every stage that the run reached."""
+        found = set(self.baseline_stages.values())
+        for variant in self.variants:
+            found |= set(variant.stages.values())
+        return found
+
+
+class Watcher:
+    """Told what happens. `display.py` has the ones that draw; this one is silent."""
+
+    def plan(self, plan: Plan) -> None:
+        """The stages to come."""
+
+    def reused(self, stage: Stage) -> None:
+        """The stage was committed before."""
+
+    def started(self, stage: Stage) -> None:
+        """The stage's process starts."""
+
+    def waiting(self, stage: Stage, owner: str) -> None:
+        """Another process has the stage's lease."""
+
+    def progress(self, stage: Stage) -> Progress:
+        """Where the stage's own progress goes."""
+        return lambda what, done, total: None
+
+    def finished(self, stage: Stage, manifest: Manifest) -> None:
+        """The stage is committed."""
+
+    def failed(self, stage: Stage, error: StageFailed) -> None:
+        """The stage failed; its variant is out."""
+
+    def note(self, sentence: str) -> None:
+        """Anything else that a user wants to know while waiting."""
+
+    def close(self) -> None:
+        """The run is over, well or badly."""
+
+
+@dataclass
+class Runner:
+    """One run of one plan in one store."""
+
+    loaded: LoadedRecipe
+    plan: Plan
+    store: Store
+    executor: Executor
+    watcher: Watcher
+    ran: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started = datetime.now(UTC)
+        stamp = self.started.strftime("%Y%m%dT%H%M%S.%f")[:-3]
+        self.name = f"{self.plan.recipe.name}-{stamp}"
+        self.directory = self.store.root / "runs" / self.name
+
+    def measure(self) -> RunRecord:
+        """Run every stage that is not committed; returns the record without decisions, and writes it."""
+        with writing(self.directory):
+            self.directory.mkdir(parents=True)
+            (self.directory / "recipe.yaml").write_text(self.loaded.text, encoding="utf-8")
+            resolved = self.plan.recipe.model_dump_json(indent=1, by_alias=True)
+            (self.directory / RESOLVED).write_text(resolved, encoding="utf-8")
+        self.watcher.plan(self.plan)
+        self._stage(self.plan.fetch)
+        if self.plan.calibrate is not None:
+            self._stage(self.plan.calibrate)
+        for stage in self.plan.baseline.values():
+            self._stage(stage)
+        records = [self._variant(way) for way in self.plan.variants]
+        record = RunRecord(
+            run=self.name,
+            recipe=self.plan.recipe.name,
+            recipe_digest=self.loaded.digest,
+            program=f"quantize {__version__}",
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round((datetime.now(UTC) - self.started).total_seconds(), 1),
+            device=self.plan.device.name,
+            actor=getpass.getuser(),
+            baseline_stages={
+                "fetch": self.plan.fetch.key,
+                **({"calibrate": self.plan.calibrate.key} if self.plan.calibrate is not None else {}),
+                **{f"evaluate.{name}": stage.key for name, stage in self.plan.baseline.items()},
+            },
+            variants=records,
+            ran=self.ran,
+            reused=self.reused,
+        )
+        self.write(record)
+        return record
+
+    def write(self, record: RunRecord) -> None:
+        """Write `run.json`, whole or not at all."""
+        path = self.directory / "run.json"
+        with writing(path):
+            part = path.with_suffix(".part")
+            part.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+            part.rename(path)
+
+    def verify(self, stage: Stage) -> None:
+        """Recompute a stage's digests from bytes before it is released. Raises StoreError."""
+        directory = self.store.path(stage.kind, stage.key)
+        manifest = read_manifest(directory)
+        problems = verify_directory(directory, manifest) if manifest else [f"{directory}: no manifest"]
+        if problems:
+            raise StoreError(problems[0], fix=f"Remove {directory} and run again: the stage is made anew.")
+
+    def _variant(self, way: VariantPlan) -> VariantRecord:
+        keys: dict[str, str] = {}
+        try:
+            self._stage(way.quantize)
+            keys["quantize"] = way.quantize.key
+            proof = self._stage(way.prove)
+            keys["prove"] = way.prove.key
+            judge = way.refuse
+            if proof.summary["outcome"] == "pass":
+                judge = way.judge
+                for name, stage in way.evaluate.items():
+                    self._stage(stage)
+                    keys[f"evaluate.{name}"] = stage.key
+            self._stage(judge)
+        except StageFailed as error:
+            return VariantRecord(
+                name=way.variant.name, verdict=self._error(way, error), evidence=None, decision=None, stages=keys
+            )
+        directory = self.store.path("judge", judge.key)
+        return VariantRecord(
+            name=way.variant.name,
+            verdict=Verdict.model_validate_json((directory / "verdict.json").read_text(encoding="utf-8")),
+            evidence=Evidence.model_validate_json((directory / "evidence.json").read_text(encoding="utf-8")),
+            decision=None,
+            stages={**keys, "judge": judge.key},
+        )
+
+    def _stage(self, stage: Stage) -> Manifest:
+        """Return the stage's manifest, running it first if nobody has."""
+        manifest = self.store.find(stage.kind, stage.key)
+        if manifest is not None:
+            return self._reuse(stage, manifest)
+        with self.store.lease(stage.kind, stage.key, lambda owner: self.watcher.waiting(stage, owner)) as lease:
+            manifest = self.store.find(stage.kind, stage.key)
+            if manifest is not None:
+                return self._reuse(stage, manifest)
+            self.watcher.started(stage)
+            log = self.directory / "logs" / f"{re.sub('[^a-z0-9._-]+', '-', stage.label)}.log"
+            try:
+                self.executor.run(self._spec(stage), self.store.root, log, self.watcher.progress(stage), lease)
+            except StageFailed as error:
+                self.watcher.failed(stage, error)
+                raise
+        manifest = self.store.find(stage.kind, stage.key)
+        if manifest is None:
+            raise StageFailed("its process ended well but committed nothing.", where=f"stage {stage.label}")
+        self.ran.append(stage.label)
+        self.watcher.finished(stage, manifest)
+        return manifest
+
+    def _reuse(self, stage: Stage, manifest: Manifest) -> Manifest:
+        self.reused.append(stage.label)
+        self.watcher.reused(stage)
+        return manifest
+
+    def _spec(self, stage: Stage) -> StageSpec:
+        return StageSpec(
+            kind=stage.kind,
+            name=stage.name,
+            key=stage.key,
+            version=stage.version,
+            config=stage.config,
+            inputs={label: self.store.path(source.kind, source.key) for label, source in stage.inputs.items()},
+            input_keys={label: source.key for label, source in stage.inputs.items()},
+            libraries=stage.libraries,
+            device=stage.device,
+        )
+
+    def _error(self, way: VariantPlan, error: QuantizeError) -> Verdict:
+        """A verdict for a variant that a stage stopped. It names no artifact, so nothing can be promoted by it."""
+        finding = Finding(
+            gate="every stage runs", kind="stage", metric="stage", outcome="error", sentence=str(error), numbers={}
+        )
+        return Verdict(
+            variant=way.variant.name,
+            outcome="error",
+            findings=[finding],
+            artifact_digest="",
+            baseline_digest="",
+            recipe_digest=self.loaded.digest,
+            rows={},
+            program=f"quantize {__version__}",
+        )
+
+
+def exit_code(outcomes: list[Outcome]) -> int:
+    """The exit code for what was decided anew: 1 an error, 3 a rejection, 4 an inconclusive one, else 0."""
+    for outcome, code in (("error", 1), ("fail", 3), ("inconclusive", 4)):
+        if outcome in outcomes:
+            return code
+    return 0
+
+
+def read_record(directory: Path) -> RunRecord:
+    """The record of a run directory. Raises StoreError where there is none, or it is not ours."""
+    path = directory / "run.json"
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(
+            "the run did not get as far as a verdict.", where=str(directory), fix="Run the same recipe to resume it."
+        ) from None
+    except ValueError as error:
+        raise StoreError("this is not a run record of this program.", where=str(path)) from error

@@ -1,0 +1,74 @@
+"""What a checkpoint must be before anything is spent on it: complete, without pickle, without code, without NaN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from quantize.errors import SourceError
+from quantize.protocols import Progress
+from quantize.sources._facts import read_config, read_header
+
+__all__ = ["WANTED", "check_checkpoint", "check_files"]
+
+#: The files of a model directory that are taken: weights in safetensors, and text. Nothing that could run.
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_files(checkpoint: Path) -> None:
+    """What can be checked without reading the weights. Raises SourceError."""
+    config = read_config(checkpoint / "config.json")
+    if "auto_map" in config:
+        raise SourceError(
+            "the model runs code of its own (auto_map), which is never executed.",
+            where=str(checkpoint / "config.json"),
+            fix="Use a model that transformers implements itself.",
+        )
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    if not weights:
+        pickles = [path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES]
+        found = f"only pickle weights ({pickles[0]}), which can run code when loaded" if pickles else "no weights"
+        raise SourceError(
+            f"there are {found}.",
+            where=str(checkpoint),
+            fix="Save the model with save_pretrained(safe_serialization=True) and point the recipe there.",
+        )
+    held = {name for path in weights for name in read_header(path)}
+    index = checkpoint / "model.safetensors.index.json"
+    if index.is_file():
+        mapping: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for shard in sorted(set(mapping.values())):
+            if not (checkpoint / shard).is_file():
+                raise SourceError(f"the shard {shard} is missing.", where=str(index), fix="Fetch the model again.")
+        lost = sorted(set(mapping) - held)
+        if lost:
+            raise SourceError(f"the tensor {lost[0]} is in no shard.", where=str(index), fix="Fetch the model again.")
+    if not any((checkpoint / name).is_file() for name in _TOKENIZERS):
+        raise SourceError("there is no tokenizer.", where=str(checkpoint), fix="Save the tokenizer beside the weights.")
+
+
+def check_checkpoint(checkpoint: Path, progress: Progress) -> None:
+    """`check_files`, and every floating-point tensor finite; one tensor in memory at a time. Raises SourceError."""
+    import torch
+    from safetensors import safe_open
+
+    check_files(checkpoint)
+    weights = sorted(checkpoint.glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in weights)
+    done = 0
+    for path in weights:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not iterable)
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float().sum())):
+                    bad = int((~torch.isfinite(tensor.float())).sum())
+                    if bad:
+                        raise SourceError(
+                            f"the tensor {name} has {bad} values that are NaN or infinite.",
+                            where=str(path),
+                            fix="The checkpoint is damaged: fetch it again or save it anew.",
+                        )
+                done += tensor.numel() * tensor.element_size()
+                progress(f"checking {path.name}", done, total)

@@ -1,0 +1,51 @@
+"""A model in a local directory: referred to, not copied, and noticed when it changes under a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from quantize.artifact import ModelFacts
+from quantize.errors import SourceError
+from quantize.protocols import Progress
+from quantize.record import Record
+from quantize.sources._check import WANTED, check_checkpoint, check_files
+from quantize.sources._digests import remembered_sha256
+from quantize.sources._facts import checkpoint_facts
+
+__all__ = ["Directory"]
+
+
+class Directory(Record):
+    """A Hugging Face checkpoint directory."""
+
+    kind: Literal["directory"] = "directory"
+    path: str
+
+    def identity(self) -> dict[str, Any]:
+        """Every wanted file's name and sha256."""
+        self._exists()
+        return {"files": {path.name: remembered_sha256(path) for path in self._files()}}
+
+    def facts(self) -> ModelFacts:
+        """Exact: the weights are at hand."""
+        self._exists()
+        check_files(Path(self.path))
+        return checkpoint_facts(Path(self.path))
+
+    def fetch(self, out: Path, progress: Progress) -> None:
+        """Link every wanted file into `out` and check what is there."""
+        self._exists()
+        check_files(Path(self.path))
+        for path in self._files():
+            (out / path.name).symlink_to(path.resolve())
+        check_checkpoint(out, progress)
+
+    def _exists(self) -> None:
+        if not Path(self.path).is_dir():
+            raise SourceError(
+                "there is no such model directory.", where=self.path, fix="Check model.path in the recipe."
+            )
+
+    def _files(self) -> list[Path]:
+        return sorted({path for pattern in WANTED for path in Path(self.path).glob(pattern) if path.is_file()})

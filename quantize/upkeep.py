@@ -1,0 +1,63 @@
+"""`quantize gc`: what no run refers to any more."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantize.errors import QuantizeError
+from quantize.run import RunRecord, read_record
+from quantize.store import Store, writing
+
+__all__ = ["Garbage", "delete", "find_garbage", "run_directories"]
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A directory that may go, and the bytes that would come back."""
+
+    path: Path
+    bytes: int
+
+
+def run_directories(store: Store) -> list[Path]:
+    """The store's run folders, oldest first."""
+    return sorted(
+        (path for path in (store.root / "runs").glob("*") if path.is_dir()), key=lambda path: path.name.rsplit("-", 1)[-1]
+    )
+
+
+def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
+    """Artifacts that no kept run reached, half-made ones, and the folders of runs that are not kept.
+
+    `keep_runs` is how many runs of each recipe are kept, newest first; None keeps all of them.
+    """
+    by_recipe: dict[str, list[tuple[Path, RunRecord]]] = {}
+    for directory in run_directories(store):
+        try:
+            record = read_record(directory)
+        except QuantizeError:
+            continue
+        by_recipe.setdefault(record.recipe, []).append((directory, record))
+    keep: set[str] = set()
+    dropped: list[Path] = []
+    for runs in by_recipe.values():
+        kept = runs if keep_runs is None else runs[len(runs) - min(keep_runs, len(runs)) :]
+        dropped += [directory for directory, _ in runs if directory not in {path for path, _ in kept}]
+        for _, record in kept:
+            keep |= record.keys()
+    keep |= {key for _, manifest in store.manifests() if manifest.key in keep for key in manifest.inputs.values()}
+    return [Garbage(path, _held(path)) for path in (*store.garbage(keep), *dropped)]
+
+
+def delete(garbage: list[Garbage]) -> None:
+    """Remove what was found. The manifest goes first, so that a crash leaves garbage and never half an artifact."""
+    for item in garbage:
+        with writing(item.path):
+            (item.path / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(item.path)
+
+
+def _held(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())

@@ -1,0 +1,171 @@
+"""Each (method, scheme) pair on the tiny Llama: what is written, and that it answers as it did in memory."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quantize.calibrators import Self
+from quantize.methods import Awq, Gptq, Rtn
+from quantize.protocols import QuantizeJob
+from quantize.scheme import preset
+
+TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"
+LINEARS = 4 * 7
+INT4 = replace(preset("W4A16"), group_size=64)
+PAIRS = {
+    "rtn-fp8": (Rtn(), preset("FP8_DYNAMIC")),
+    "rtn-int8": (Rtn(), preset("W8A8")),
+    "rtn-int4": (Rtn(), INT4),
+    "gptq-int4": (Gptq(), INT4),
+    "awq-int4": (Awq(n_grid=10), INT4),
+}
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return Self(samples=16, tokens=128).tokens(TINY, "cpu", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def texts(tokens):
+    """Rows that no method was calibrated on."""
+    return Self(samples=16, tokens=64, seed=1).tokens(TINY, "cpu", lambda *_: None)
+
+
+def answers(model, rows):
+    import torch
+
+    with torch.no_grad():
+        return torch.cat([model(input_ids=row[None], use_cache=False).logits for row in rows])
+
+
+def load(checkpoint):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+def tensors_of(checkpoint):
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / "model.safetensors")
+
+
+def quantize(method, scheme, out, tokens=None, witness=lambda _: None, ignore=("lm_head",)):
+    out.mkdir()
+    given = tokens if method.calibrated else None
+    method.quantize(QuantizeJob(TINY, out, scheme, ignore, given, "cpu", 0, witness, lambda *_: None))
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tokens, texts):
+    """Each pair's checkpoint and what the model in memory answered to `texts`."""
+    root = tmp_path_factory.mktemp("made")
+    results = {}
+    for name, (method, scheme) in PAIRS.items():
+        seen = []
+        out = quantize(method, scheme, root / name, tokens, lambda model, seen=seen: seen.append(answers(model, texts)))
+        assert len(seen) == 1, "the witness is called once"
+        results[name] = (out, seen[0])
+    return results
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_linear_but_the_head_is_quantized(made, pair):
+    import torch
+
+    tensors = tensors_of(made[pair][0])
+    scaled = {name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")}
+    assert len(scaled) == LINEARS
+    assert "lm_head" not in scaled
+    source = tensors_of(TINY)
+    assert torch.equal(tensors["lm_head.weight"], source["lm_head.weight"])
+    assert torch.equal(tensors["model.embed_tokens.weight"], source["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_what_is_not_quantized_keeps_its_dtype_and_the_checkpoint_shrinks(made, pair):
+    import torch
+
+    out = made[pair][0]
+    kept = {tensor.dtype for tensor in tensors_of(out).values() if tensor.dtype.is_floating_point}
+    assert kept <= {torch.bfloat16, torch.float8_e4m3fn}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert (out / "model.safetensors").stat().st_size < 0.7 * (TINY / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_reloaded_checkpoint_answers_as_the_model_in_memory_did(made, texts, pair):
+    import torch
+
+    out, expected = made[pair]
+    torch.testing.assert_close(answers(load(out), texts), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_tokenizer_and_generation_config_are_the_sources_bytes(made, pair):
+    names = {path.name for path in TINY.iterdir()} - {"config.json", "model.safetensors"}
+    assert "generation_config.json" in names
+    for name in names:
+        assert (made[pair][0] / name).read_bytes() == (TINY / name).read_bytes(), name
+
+
+def loss(logits, baseline):
+    """Mean KL(baseline || variant) in nat."""
+    import torch
+
+    return torch.nn.functional.kl_div(
+        logits.log_softmax(-1).flatten(0, 1),
+        baseline.log_softmax(-1).flatten(0, 1),
+        log_target=True,
+        reduction="batchmean",
+    ).item()
+
+
+def test_eight_bits_lose_less_than_four_and_calibration_makes_up_for_some(made, texts):
+    baseline = answers(load(TINY), texts)
+    lost = {name: loss(answers, baseline) for name, (_, answers) in made.items()}
+    assert 0 < lost["rtn-fp8"] < lost["rtn-int4"]
+    assert 0 < lost["rtn-int8"] < lost["rtn-int4"]
+    assert lost["gptq-int4"] < lost["rtn-int4"]
+    assert lost["awq-int4"] < lost["rtn-int4"]
+
+
+def test_the_same_job_gives_the_same_bytes(made, tokens, tmp_path):
+    method, scheme = PAIRS["gptq-int4"]
+    again = quantize(method, scheme, tmp_path / "again", tokens)
+    for path in made["gptq-int4"][0].iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_group_size_overrides_the_presets(made, tmp_path):
+    by_128 = quantize(Rtn(), preset("W4A16"), tmp_path / "by-128")
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    assert tensors_of(made["rtn-int4"][0])[name].shape == (128, 256 // 64)
+    assert tensors_of(by_128)[name].shape == (128, 256 // 128)
+
+
+def test_modules_that_the_recipe_leaves_alone_are_left_alone(tmp_path):
+    out = quantize(Rtn(), preset("W8A8"), tmp_path / "out", ignore=("lm_head", "re:.*down_proj"))
+    scaled = {name for name in tensors_of(out) if name.endswith(".weight_scale")}
+    assert len(scaled) == LINEARS - 4
+    assert not any("down_proj" in name for name in scaled)
+
+
+def test_a_generation_config_that_transformers_would_refuse_to_save_is_kept(tmp_path):
+    import shutil
+
+    source = tmp_path / "source"
+    shutil.copytree(TINY, source)
+    settings = {**json.loads((TINY / "generation_config.json").read_text()), "do_sample": False, "temperature": 0.6}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    out = tmp_path / "out"
+    out.mkdir()
+    Rtn().quantize(
+        QuantizeJob(source, out, preset("W8A8"), ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None)
+    )
+    assert json.loads((out / "generation_config.json").read_text()) == settings
