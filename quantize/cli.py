@@ -14,37 +14,18 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from quantize import __version__
+from quantize import __version__, cli_registry
+from quantize.cli_options import as_document, json_option, only_option, recipe_argument, set_option, store_option
 from quantize.errors import Interrupted, QuantizeError, RecipeError, StageFailed
 
 if TYPE_CHECKING:
-    from quantize.protocols import Registry
     from quantize.store import Store
 
 __all__ = ["main"]
-
-store_option = click.option(
-    "--store",
-    "store_path",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("artifacts"),
-    envvar="QUANTIZE_STORE",
-    show_default=True,
-    show_envvar=True,
-    help="Where artifacts, runs and the embedded registry lie.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe value.")
-only_option = click.option("--only", multiple=True, metavar="VARIANT", help="Only this variant; may be repeated.")
-registry_option = click.option(
-    "--registry", "uri", metavar="URI", help="MLflow; else MLFLOW_TRACKING_URI, else the store's own database."
-)
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quantize")
@@ -91,7 +72,7 @@ def plan(
 
     planned = job.preview(recipe, overrides, only, store_path, config)
     if as_json:
-        _json(plan_document(planned))
+        as_document(plan_document(planned))
     else:
         print_plan(planned, sys.stdout)
     if planned.preflight.problems:
@@ -118,15 +99,15 @@ def run(
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
     from quantize import job
     from quantize.display import watcher
-    from quantize.report import plan_document, print_plan, print_summary, summarise
+    from quantize.report import markdown, plan_document, print_plan, print_summary, summarise
 
     if dry_run:
         planned = job.preview(recipe, overrides, only, store_path, None)
-        _json(plan_document(planned)) if as_json else print_plan(planned, sys.stdout)
+        as_document(plan_document(planned)) if as_json else print_plan(planned, sys.stdout)
         return 0
-    record, code = job.execute(recipe, overrides, only, store_path, watcher(), release=not no_release)
+    record, code = job.execute(recipe, overrides, only, store_path, watcher(), release=not no_release, report=lambda r: markdown(summarise(r)))
     if as_json:
-        _json({**json.loads(record.model_dump_json()), "exit_code": code})
+        as_document({**json.loads(record.model_dumpas_document()), "exit_code": code})
     else:
         print_summary(summarise(record), sys.stdout)
     return code
@@ -144,7 +125,7 @@ def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
 
     record = read_record(_run_directory(run_name, store_path))
     if as_json:
-        _json(json.loads(record.model_dump_json()))
+        as_document(json.loads(record.model_dumpas_document()))
     elif form == "markdown":
         click.echo(markdown(summarise(record)))
     else:
@@ -161,7 +142,7 @@ def verify(run_name: str, store_path: Path, as_json: bool) -> int:
 
     checks = verify_run(_run_directory(run_name, store_path), _store(store_path))
     if as_json:
-        _json([{"what": check.what, "problems": list(check.problems)} for check in checks])
+        as_document([{"what": check.what, "problems": list(check.problems)} for check in checks])
     else:
         for check in checks:
             click.echo(f"{'✗' if check.problems else '✓'} {check.what}")
@@ -185,7 +166,7 @@ def gc(store_path: Path, as_json: bool, keep_runs: int | None, really: bool) -> 
     total = sum(item.bytes for item in garbage)
     if as_json:
         items = [{"path": str(item.path), "bytes": item.bytes} for item in garbage]
-        _json({"garbage": items, "bytes": total, "deleted": really})
+        as_document({"garbage": items, "bytes": total, "deleted": really})
         return
     for item in garbage:
         click.echo(f"{item.bytes / 1e6:10,.1f} MB  {item.path}")
@@ -204,7 +185,7 @@ def doctor(store_path: Path, as_json: bool) -> int:
 
     lines = examine(store_path)
     if as_json:
-        _json([asdict(line) for line in lines])
+        as_document([asdict(line) for line in lines])
     else:
         marks = {"ok": "✓", "warn": "!", "fail": "✗"}
         for line in lines:
@@ -217,7 +198,11 @@ def schema() -> None:
     """Print the JSON Schema of recipes."""
     from quantize.recipe import json_schema
 
-    _json(json_schema())
+    as_document(json_schema())
+
+
+for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cli_registry.rollback, cli_registry.pull):
+    cli.add_command(verb)
 
 
 def _run_directory(name: str, store: Path) -> Path:
@@ -239,17 +224,6 @@ def _store(path: Path) -> Store:
     from quantize.store import Store
 
     return Store(path)
-
-
-def _registry(model: str, uri: str | None, store: Path) -> Registry:
-    from quantize.job import open_registry
-    from quantize.registries import Mlflow
-
-    return open_registry(Mlflow(name=model, uri=uri), store)
-
-
-def _json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:

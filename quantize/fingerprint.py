@@ -1,10 +1,10 @@
-"""Are the numbers on disk the ones that the method found? A fingerprint of every quantized Linear, taken twice.
+"""A fingerprint of every quantized Linear: are the numbers on disk the ones that the method found.
 
-Answers alone cannot tell: where activations are rounded to 8 bits, another correct kernel moves a distribution as far as a
-5 % error in one layer's scale does (see `proof.LIMITS`). A weight, however, is the same number on every machine. So each
-dequantized weight matrix W (out, in) is projected on one fixed random vector, W·r, in memory before it is saved and
-again from the checkpoint's tensors: a wrong scale, a swapped layer or a damaged packing changes the projection by what
-it changes the weight, and no kernel has a say in it.
+Answers alone cannot tell: where activations are rounded to 8 bits, another correct kernel moves a distribution as far
+as a 5 % error in one layer's scale does (see `proof.LIMITS`). A weight, however, is the same number on every machine.
+So each dequantized weight matrix W (out, in) is projected on one fixed random vector, W·r, in memory before it is saved
+and again from the checkpoint's tensors: a wrong scale, a swapped layer or a damaged packing changes the projection by
+what it changes the weight, and no kernel has a say in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FINGERPRINT_LIMIT", "in_memory", "on_disk", "schemes"]
 
-#: Limit for ‖W·r on disk − W·r in memory‖ / ‖W·r in memory‖ of a module. An honest save gives 0: the integers times a
+#: Limit for ‖W·r on disk - W·r in memory‖ / ‖W·r in memory‖ of a module. An honest save gives 0: the integers times a
 #: scale are the same float in both places. 5 % on all of a module's scales gives 0.05, on one group of a 4096 x 4096
 #: Linear with groups of 64 about 1e-4.
 FINGERPRINT_LIMIT = 1e-5
@@ -62,7 +62,10 @@ def on_disk(checkpoint: Path, recorded_schemes: dict[str, Any], dtype: str) -> d
 
     found = {}
     wanted = {
-        name: (QuantizationScheme.model_validate(entry["scheme"]), BaseCompressor.get_value_from_registry(entry["format"]))
+        name: (
+            QuantizationScheme.model_validate(entry["scheme"]),
+            BaseCompressor.get_value_from_registry(entry["format"]),
+        )
         for name, entry in recorded_schemes.items()
     }
     tensors: dict[str, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,12 @@ def execute(
     watcher: Watcher,
     *,
     release: bool,
+    report: Callable[[RunRecord], str],
 ) -> tuple[RunRecord, int]:
-    """Run a recipe to its decisions. Returns the record, as written to the run's folder, and the exit code."""
+    """Run a recipe to its decisions. Returns the record, as written to the run's folder, and the exit code.
+
+    `report` makes the Markdown that is kept beside the record.
+    """
     loaded = load(path, overrides)
     recipe = loaded.recipe
     device = choose(recipe.resources.device)
@@ -80,7 +85,7 @@ def execute(
         watcher.close()
     if not release:
         return record, exit_code([variant.verdict.outcome for variant in record.variants])
-    record = release_run(open_registry(recipe.registry, store.root), runner, record)
+    record = release_run(open_registry(recipe.registry, store.root), runner, record, report)
     decided = [v.verdict.outcome for v in record.variants if v.decision is not None or v.evidence is None]
     return record, exit_code(decided)
 

@@ -155,6 +155,6 @@ def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
     if stage.kind == "quantize" and "tokens" in stage.inputs:
         return 3 * forward * tokens / rate + 4.0 * facts.parameters * (facts.hidden_size or 4096) / rate + 10
     if stage.kind == "evaluate":
-        metric: Metric = next(m for m in plan.recipe.evals if m.name == stage.config["metric"].name)
+        metric: Metric = next(m for m in plan.recipe.evals if m.name == stage.config["metric"]["name"])
         return forward * metric.items(None) * _TOKENS_PER_ITEM / rate + 10 if metric.items(None) else None
     return 10.0 if stage.kind in ("quantize", "prove") else None

@@ -1,9 +1,9 @@
-"""Does the checkpoint on disk answer like the model that was in memory when it was written?
+"""The proof that a checkpoint on disk answers like the model that was in memory when it was written.
 
-`record` is the witness: it runs while the quantized model is still in memory, before it is saved, and writes down what it
-answers to fixed prompts. `prove` runs in a clean process on the checkpoint as its engine loaded it, asks again, and looks
-at what a user would trip over first: distributions, token ids, the chat template, and when generation stops. A failure
-ends the variant before any eval time is spent on it.
+`record` is the witness: it runs while the quantized model is still in memory, before it is saved, and writes down what
+it answers to fixed prompts. `prove` runs in a clean process on the checkpoint as its engine loaded it, asks again, and
+looks at what a user would trip over first: distributions, token ids, the chat template, and when generation stops. A
+failure ends the variant before any eval time is spent on it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Proof(Record):
 def record(model: Any, tokenizer_dir: Path, out: Path) -> None:
     """Write what `model` (a transformers causal LM) answers to the prompts into `out`/witness.safetensors.
 
-    Tensors: `ids` int64 (all prompts, end to end) and `lengths` int64 (prompts); `top_ids` int64 and `top_logits` float32
-    (positions, kept); `rest` float64 (positions), the log of the summed exponentials of all other logits; and
+    Tensors: `ids` int64 (all prompts, end to end) and `lengths` int64 (prompts); `top_ids` int64 and `top_logits`
+    float32 (positions, kept); `rest` float64 (positions), the log of the summed exponentials of all other logits; and
     `fingerprint.<module>` float32. Raw logits and not log-probabilities, because normalising in float32 would be the
     largest error of the comparison.
     """
@@ -192,7 +192,7 @@ def _answer_differences(
     """KL(in memory || reloaded) at every recorded position; fills `numbers`, returns what is wrong."""
     import torch
 
-    prompts = recorded["ids"].split(recorded["lengths"].tolist())
+    prompts = torch.split(recorded["ids"], recorded["lengths"].tolist())
     logits = torch.cat([session.logits(ids[None])[0, -POSITIONS:].float().cpu() for ids in prompts])
     rounded = metadata["activations_rounded"] == "True"
     arithmetic = _dtype_behind(logits)
@@ -210,7 +210,7 @@ def _answer_differences(
         return [f"the vocabulary has {logits.shape[1]} tokens, fewer than the model in memory had"]
     expected = _log_probabilities(recorded["top_logits"], recorded["rest"])
     found = _log_probabilities(*_coarsen(logits, recorded["top_ids"]))
-    # a bucket without probability adds nothing; 0 · (−inf − −inf) would be NaN
+    # a bucket without probability adds nothing; 0 times (-inf minus -inf) would be NaN
     terms = torch.where(expected.isneginf(), 0.0, expected.exp() * (expected - found))
     kl = terms.sum(1).clamp_min(0.0)
     largest, mean = float(kl.max()), float(kl.mean())
@@ -218,11 +218,12 @@ def _answer_differences(
     numbers |= {"max_kl": largest, "mean_kl": mean, "top1_agreement": agreement}
     if largest <= max_limit and mean <= mean_limit:
         return []
-    return [
+    sentence = (
         f"the checkpoint does not answer as the model in memory did: over {len(kl)} positions the KL divergence is "
         f"{largest:.1e} nat at most and {mean:.1e} on average (limits {max_limit:.0e} and {mean_limit:.0e}), and the "
         f"most likely token agrees at {agreement:.0%}"
-    ]
+    )
+    return [sentence]
 
 
 def _dtype_behind(logits: torch.Tensor) -> str:
@@ -256,10 +257,11 @@ def _weight_differences(
     if not wrong:
         return []
     worst = max(wrong, key=lambda name: wrong[name])
-    return [
-        f"{len(wrong)} of {len(expected)} quantized Linears have other weights on disk than they had in memory; the worst "
-        f"is {worst}, {wrong[worst]:.1%} apart"
-    ]
+    sentence = (
+        f"{len(wrong)} of {len(expected)} quantized Linears have other weights on disk than they had in memory; "
+        f"the worst is {worst}, {wrong[worst]:.1%} apart"
+    )
+    return [sentence]
 
 
 def _text_differences(checkpoint: Path, baseline: Path) -> list[str]:
@@ -300,6 +302,6 @@ def _peak_memory() -> int:
 
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

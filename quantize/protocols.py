@@ -18,7 +18,7 @@ Token ids are int64, logits float32. "Checkpoint" is a Hugging Face directory wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +36,8 @@ __all__ = [
     "Engine",
     "Executor",
     "Gate",
+    "MANIFEST_FILE",
+    "HeadParameters",
     "Method",
     "Metric",
     "Progress",
@@ -44,8 +46,12 @@ __all__ = [
     "Session",
     "Source",
     "StageSpec",
+    "TargetRule",
     "VersionState",
 ]
+
+#: The list of a version's files with their sha256, logged beside them.
+MANIFEST_FILE = "quantize-manifest.json"
 
 #: Called with (what is going on, done, total); total None where it is not known.
 Progress = Callable[[str, float, float | None], None]
@@ -134,6 +140,21 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class HeadParameters:
+    """How final hidden states become logits: cap * tanh((multiply * (weight @ hidden + bias)) / cap).
+
+    `weights` and `biases` are tensor names under which a checkpoint may hold the matrix, the likeliest first (a tied head
+    is stored under the embedding's name); `cap` None means no soft cap; `dtype` is the one that computes.
+    """
+
+    weights: tuple[str, ...]
+    biases: tuple[str, ...]
+    multiply: float
+    cap: float | None
+    dtype: str
+
+
 class Session(Protocol):
     """A loaded artifact. Close it to give the memory back."""
 
@@ -160,6 +181,10 @@ class Session(Protocol):
 
     def head(self, hidden: "torch.Tensor") -> "torch.Tensor":
         """Float32 logits from final hidden states, logit scale and soft cap applied."""
+        ...
+
+    def head_parameters(self) -> HeadParameters:
+        """What is needed to apply this head again without the model."""
         ...
 
     def close(self) -> None: ...
@@ -199,8 +224,8 @@ class Metric(Protocol):
         """What goes into the key: the config and the digests of the files it reads. Raises DataError for bad ones."""
         ...
 
-    def items(self) -> int:
-        """How many items one arm answers; 0 where only the running task knows."""
+    def items(self, slice_name: str | None = None) -> int:
+        """How many items one arm answers, in all or of one slice; 0 where only the running task knows."""
         ...
 
     def measure(
@@ -278,6 +303,18 @@ class VersionState:
     aliases: tuple[str, ...]
 
 
+class TargetRule(Protocol):
+    """Which variants an alias that consumers load may draw from, and which of them it prefers."""
+
+    @property
+    def from_(self) -> list[str]: ...
+
+    @property
+    def prefer(self) -> str:
+        """`bytes`: the fewest; `quality`: the highest lower limit of the first non-inferiority finding."""
+        ...
+
+
 class Registry(Protocol):
     """Versions, aliases and the record of runs: primitives only; `release.py` decides what to do with them."""
 
@@ -287,6 +324,11 @@ class Registry(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def targets(self) -> Mapping[str, TargetRule]:
+        """Deployment targets by alias."""
+        ...
+
     def versions(self) -> list[VersionState]:
         """All versions of the registered model, oldest first; empty where it does not exist yet."""
         ...
@@ -295,8 +337,10 @@ class Registry(Protocol):
         """Alias -> version."""
         ...
 
-    def publish(self, checkpoint: Path, variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
-        """Create a version from a checkpoint's files. `tags` without prefix."""
+    def publish(
+        self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]
+    ) -> VersionState:
+        """Create a version from a checkpoint's files and, beside them, `manifest` as MANIFEST_FILE."""
         ...
 
     def set_alias(self, alias: str, version: str) -> None:

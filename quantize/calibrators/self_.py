@@ -2,9 +2,9 @@
 
 Every row starts with what the tokenizer puts before a text (a BOS token, often nothing), then one token drawn uniformly
 from the ordinary vocabulary, and goes on by sampling from the model. The random first token is the usual choice for
-data-free calibration (LLM-QAT, Liu et al. 2023, arXiv:2305.17888): it makes the rows differ from each other far more than
-a row of BOS tokens does, of which an instruction-tuned model makes the same few openings. A row that ends its text goes on
-with whatever the model says after an end, so that every row is full and nothing is padded.
+data-free calibration (LLM-QAT, Liu et al. 2023, arXiv:2305.17888): it makes the rows differ from each other far more
+than a lone BOS token does, after which an instruction-tuned model makes the same few openings. A row that ends its text
+goes on with whatever the model says after an end, so that every row is full and nothing is padded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Self"]
 
 
 class Self(Record):
-    """`samples` rows of `tokens` tokens, sampled `batch` rows at a time: the batch changes the last bits, so it counts."""
+    """`samples` rows of `tokens` tokens, sampled `batch` rows at a time, which changes last bits: it is in the key."""
 
     kind: Literal["self"] = "self"
     samples: Annotated[int, Field(gt=0, description="Rows.")] = 16
@@ -61,7 +61,7 @@ class Self(Record):
             progress("sampling", done, total)
 
         with torch.inference_mode():
-            batches = [self._sample(model, rows, generator, report) for rows in starts.split(self.batch)]
+            batches = [self._sample(model, rows, generator, report) for rows in torch.split(starts, self.batch)]
         # a copy, because tensors made in inference mode may not be used outside it
         return torch.cat(batches).clone()
 
@@ -84,7 +84,7 @@ class Self(Record):
 
 
 def _starts(tokenizer: Any, vocabulary: int, samples: int, generator: torch.Generator) -> torch.Tensor:
-    """(samples, prefix + 1): the tokenizer's own prefix and an ordinary token, all different as long as there are enough."""
+    """(samples, prefix + 1): the tokenizer's own prefix, then an ordinary token; all different while they last."""
     import torch
 
     prefix = []

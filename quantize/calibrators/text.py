@@ -1,8 +1,8 @@
 """Calibration text from a file: what the model will see in production, or as near to it as there is.
 
 A `.txt` file is one document; a `.jsonl` file has one object with a "text" a line, each a document. Documents are
-tokenized, laid end to end with the tokenizer's eos between them, and cut into rows of `tokens`; what does not fill a row is
-dropped, so that nothing is padded. Of all rows, `samples` are drawn by the seed.
+tokenized, laid end to end with the tokenizer's eos between them, and cut into rows of `tokens`; what does not fill a
+row is dropped, so that nothing is padded. Of all rows, `samples` are drawn by the seed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Text(Record):
         except OSError as error:
             raise _unreadable(self.path, error) from None
 
-    def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:
+    def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:  # noqa: ARG002
         """Int64 ids (samples, tokens). Raises DataError for a broken file, or one with too little text."""
         import torch
         from transformers import AutoTokenizer
@@ -61,7 +61,7 @@ class Text(Record):
         rows = len(packed) // self.tokens_per_sample
         if rows < self.samples:
             raise DataError(
-                f"the text makes {rows} rows of {self.tokens_per_sample} tokens and the recipe asks for {self.samples}.",
+                f"the text makes {rows} rows of {self.tokens_per_sample} tokens, the recipe asks for {self.samples}.",
                 where=self.path,
                 fix=f"Set samples to {rows} or fewer, shorten the rows, or add text." if rows else "Add text.",
             )

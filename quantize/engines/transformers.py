@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from quantize.errors import QuantizeError
+from quantize.protocols import HeadParameters
 from quantize.record import Record
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ class TransformersSession:
         finally:
             hook.remove()
         hidden = seen[-1]
-        with torch.inference_mode():
-            again = self.head(hidden[:, -1])
+        again = self.head(hidden[:, -1])
         if not torch.allclose(again, logits, rtol=_HEAD_TOLERANCE, atol=_HEAD_TOLERANCE, equal_nan=True):
             raise QuantizeError(
                 f"the output head of {type(self.model).__name__} does more than a matrix, a scale and a soft cap.",
@@ -113,8 +113,23 @@ class TransformersSession:
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits from hidden states: output matrix, then logit scale, then soft cap, as the config has them."""
-        embeddings = self.model.get_output_embeddings()
-        return head_logits(hidden, embeddings.weight, embeddings.bias, self.model.config)
+        import torch
+
+        head = self.model.get_output_embeddings()
+        multiply, cap = _scale_and_cap(self.model.config)
+        with torch.inference_mode():
+            logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float() * multiply
+            return torch.tanh(logits / cap) * cap if cap else logits
+
+    def head_parameters(self) -> HeadParameters:
+        """See `protocols.Session`."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        modules = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
+        places = tuple(names[id(module)] for module in modules)
+        multiply, cap = _scale_and_cap(self.model.config)
+        bias = (f"{places[0]}.bias",) if modules[0].bias is not None else ()
+        dtype = str(modules[0].weight.dtype).removeprefix("torch.")
+        return HeadParameters(tuple(f"{place}.weight" for place in places), bias, multiply, cap, dtype)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -128,19 +143,11 @@ class TransformersSession:
             torch.cuda.empty_cache()
 
 
-def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, config: Any) -> torch.Tensor:
-    """Float32 logits (..., vocabulary) of final hidden states (..., hidden) by the names that transformers configs use.
+def _scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """What multiplies the logits and what caps them, by the names that transformers configs use.
 
     `logit_scale` multiplies (Cohere), `logits_scaling` divides (Granite), `final_logit_softcapping` caps (Gemma 2).
     """
-    import torch
-
-    bias = bias.to(hidden.dtype) if bias is not None else None
-    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):
-        logits = logits / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    multiply = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return multiply, float(cap) if cap else None

@@ -25,9 +25,9 @@ def group_size_problems(scheme: Scheme, facts: ModelFacts) -> list[str]:
         if fitting
         else "No group size fits them: take a scheme with scales per channel, such as W8A8 or FP8_DYNAMIC."
     )
+    shapes_text = ", ".join(misfits)
     return [
-        f"group size {scheme.group_size} does not divide the input channels of Linear {', '.join(misfits)} "
-        f"(out x in). {mend}"
+        f"group size {scheme.group_size} does not divide the input channels of Linear {shapes_text} (out x in). {mend}"
     ]
 
 

@@ -1,9 +1,9 @@
 """What the llm-compressor methods share: load, `oneshot`, settle the numbers, witness, save.
 
-Arithmetic runs in float32 on a CPU (bfloat16 is several times slower there) and in the checkpoint's dtype on a GPU. What
-is saved has the checkpoint's dtype either way. So the numbers are settled before anybody looks at them: scales and
+Arithmetic runs in float32 on a CPU (bfloat16 is several times slower there) and in the checkpoint's dtype on a GPU.
+What is saved has the checkpoint's dtype either way. So the numbers are settled before anybody looks at them: scales and
 everything unquantized are rounded to the checkpoint's dtype while the tensors stay in the dtype of the arithmetic. The
-witness then answers with exactly the numbers that are written, and the integers on disk are those that it answered with.
+witness then answers with exactly the numbers that are written, and the integers on disk are those it answered with.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def _settle(model: Any, dtype: torch.dtype) -> None:
     The weights of quantized modules are left alone: they are saved as integers, which must come from the weights as the
     method left them and not from rounded ones. Buffers that are not saved (rotary frequencies) keep their precision.
     """
-    for module in model.modules():
-        quantized = getattr(module, "quantization_scheme", None) is not None
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if "." not in name and tensor.is_floating_point() and not (quantized and name == "weight"):
-                tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        owner, _, leaf = name.rpartition(".")
+        integers = leaf == "weight" and hasattr(model.get_submodule(owner), "quantization_scheme")
+        if tensor.is_floating_point() and not integers:
+            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
 
 
 def _save(model: Any, dtype: torch.dtype, job: QuantizeJob) -> None:
@@ -125,7 +125,7 @@ def _save(model: Any, dtype: torch.dtype, job: QuantizeJob) -> None:
     # transformers refuses to save generation settings that contradict each other; the file is copied as it is instead.
     model.generation_config = GenerationConfig()
     with warnings.catch_warnings():
-        # compressed-tensors notes a device for every module before it saves, and transformers takes "cpu" for offloading
+        # compressed-tensors notes each module's device before it saves, and transformers takes "cpu" for offloading
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         model.save_pretrained(job.out, save_compressed=True)
     (job.out / GENERATION_CONFIG).unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """AWQ (Lin et al. 2023, arXiv:2306.00978): scale up the channels that large activations meet, then round to nearest.
 
-Scaling a channel up and its input down by the same factor leaves the model as it is but makes the rounding error of that
-channel smaller. The factors are searched on a grid, each tried on the calibration text, so time grows with `n_grid` times
-the number of calibration tokens. The layers that are scaled together are llm-compressor's mappings for the architecture.
+Scaling a channel up and its input down by the same factor leaves the model as it is but makes the rounding error of
+that channel smaller. The factors are searched on a grid, each tried on the calibration text, so time grows with
+`n_grid` times the number of calibration tokens. The layers that are scaled together are llm-compressor's mappings for
+the architecture.
 """
 
 from __future__ import annotations

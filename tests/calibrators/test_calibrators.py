@@ -84,12 +84,12 @@ def test_text_rows_are_documents_end_to_end_with_eos_between(tmp_path):
 def test_too_little_text_says_how_many_rows_there_are(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z")
-    with pytest.raises(DataError, match=r"makes \d+ rows of 8 tokens and the recipe asks for 99\. Set samples to \d"):
+    with pytest.raises(DataError, match=r"makes \d+ rows of 8 tokens, the recipe asks for 99\. Set samples to \d"):
         draw(Text(path=str(path), samples=99, tokens=8))
 
 
 @pytest.mark.parametrize(
-    ("content", "place"), [('{"text": "a"}\n{"text"', ":2: this is not JSON"), ('{"txt": "a"}', ':1: a line must be')]
+    ("content", "place"), [('{"text": "a"}\n{"text"', ":2: this is not JSON"), ('{"txt": "a"}', ":1: a line must be")]
 )
 def test_a_broken_line_is_named(tmp_path, content, place):
     path = tmp_path / "a.jsonl"
@@ -101,7 +101,7 @@ def test_a_broken_line_is_named(tmp_path, content, place):
 def test_a_missing_file_and_an_unknown_kind_of_file_are_named(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         Text(path=str(tmp_path / "none.txt")).identity()
-    with pytest.raises(ValidationError, match="neither a .txt nor a .jsonl"):
+    with pytest.raises(ValidationError, match="neither a"):
         Text(path="a.csv")
 
 

@@ -1,7 +1,9 @@
 """Each (method, scheme) pair on the tiny Llama: what is written, and that it answers as it did in memory."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,11 +56,15 @@ def tensors_of(checkpoint):
     return load_file(checkpoint / "model.safetensors")
 
 
-def quantize(method, scheme, out, tokens=None, witness=lambda _: None, ignore=("lm_head",)):
+def quantize(method, scheme, out, tokens=None, *, witness=lambda _: None, ignore=("lm_head",)):
     out.mkdir()
     given = tokens if method.calibrated else None
     method.quantize(QuantizeJob(TINY, out, scheme, ignore, given, "cpu", 0, witness, lambda *_: None))
     return out
+
+
+def note(rows, seen, model):
+    seen.append(answers(model, rows))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,8 @@ def made(tmp_path_factory, tokens, texts):
     results = {}
     for name, (method, scheme) in PAIRS.items():
         seen = []
-        out = quantize(method, scheme, root / name, tokens, lambda model, seen=seen: seen.append(answers(model, texts)))
+        witness = partial(note, texts, seen)
+        out = quantize(method, scheme, root / name, tokens, witness=witness)
         assert len(seen) == 1, "the witness is called once"
         results[name] = (out, seen[0])
     return results
@@ -157,8 +164,6 @@ def test_modules_that_the_recipe_leaves_alone_are_left_alone(tmp_path):
 
 
 def test_a_generation_config_that_transformers_would_refuse_to_save_is_kept(tmp_path):
-    import shutil
-
     source = tmp_path / "source"
     shutil.copytree(TINY, source)
     settings = {**json.loads((TINY / "generation_config.json").read_text()), "do_sample": False, "temperature": 0.6}

@@ -1,0 +1,219 @@
+"""The MLflow registry: one registered model, a version per artifact, aliases that consumers load, runs that reviewers read.
+
+Weights go in as files of a logged model; nothing is pickled. MLflow moves an alias atomically but without compare-and-swap
+and without history, so every move is read back here and recorded by `release.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from quantize.errors import RegistryError
+from quantize.protocols import MANIFEST_FILE, VersionState
+from quantize.record import Record
+from quantize.registries._client import asking, sanitize
+from quantize.verdict import Decision
+
+__all__ = ["Mlflow", "Target"]
+
+_PREFIX = "quantize."
+_RETRIES = 5
+
+
+class Target(Record):
+    """A deployment target: an alias that points at the best promoted variant of `from`, else at the baseline."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    from_: list[str] = Field(alias="from", min_length=1)
+    prefer: Literal["bytes", "quality"] = "bytes"
+
+
+class Mlflow(Record):
+    """`name` is the registered model. Without `uri`: MLFLOW_TRACKING_URI, else a database inside the store.
+
+    `experiment` defaults to the name; `artifacts` is where an embedded store keeps its files.
+    """
+
+    kind: Literal["mlflow"] = "mlflow"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    uri: str | None = None
+    experiment: str | None = None
+    artifacts: str | None = None
+    targets: dict[str, Target] = {}
+
+    def versions(self) -> list[VersionState]:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            found = mlflow.search_model_versions(f"name='{self.name}'", max_results=10_000)
+        return sorted((_state(version) for version in found), key=lambda state: int(state.version))
+
+    def aliases(self) -> dict[str, str]:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            model = self._model(mlflow)
+            return {alias: str(version) for alias, version in (model.aliases if model else {}).items()}
+
+    def publish(
+        self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]
+    ) -> VersionState:
+        """See `protocols.Registry`. The files are logged as a logged model of the run, then registered."""
+        with self._asking() as mlflow:
+            if self._model(mlflow) is None:
+                self._create(mlflow)
+            experiment = mlflow.get_run(run_id).info.experiment_id
+            model = mlflow.create_logged_model(experiment, name=variant, source_run_id=run_id)
+            mlflow.log_model_artifacts(model.model_id, str(checkpoint))
+            with tempfile.TemporaryDirectory() as scratch:
+                (Path(scratch) / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
+                mlflow.log_model_artifacts(model.model_id, scratch)
+            mlflow.finalize_logged_model(model.model_id, "READY")
+            version = mlflow.create_model_version(
+                self.name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                model_id=model.model_id,
+                tags={_PREFIX + key: value for key, value in {**tags, "variant": variant}.items()},
+            )
+            return _state(version)
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            mlflow.set_registered_model_alias(self.name, alias, version)
+            read = str(mlflow.get_model_version_by_alias(self.name, alias).version)
+        if read != version:
+            raise RegistryError(
+                f"alias {alias!r} was set to version {version} and reads back as {read}: somebody else moved it.",
+                where=self.name,
+                fix="Find out who, then run again.",
+            )
+
+    def tag(self, version: str, tags: dict[str, str]) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            for key, value in tags.items():
+                mlflow.set_model_version_tag(self.name, version, _PREFIX + key, value)
+
+    def start_run(self, name: str, parent: str | None, tags: dict[str, str]) -> str:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            experiment = self._experiment(mlflow)
+            nested = {"mlflow.parentRunId": parent} if parent else {}
+            run = mlflow.create_run(
+                experiment, run_name=name, tags={**{_PREFIX + key: value for key, value in tags.items()}, **nested}
+            )
+            return str(run.info.run_id)
+
+    def log(
+        self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: dict[str, Sequence[Path]]
+    ) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            from mlflow.entities import Metric, Param
+
+            now = int(time.time() * 1000)
+            mlflow.log_batch(
+                run_id,
+                metrics=[Metric(sanitize(key), value, now, 0) for key, value in metrics.items()],
+                params=[Param(sanitize(key), value[:6000]) for key, value in params.items()],
+            )
+            for folder, paths in files.items():
+                for path in paths:
+                    mlflow.log_artifact(run_id, str(path), folder or None)
+
+    def log_decision(self, run_id: str, decision: Decision) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            mlflow.log_dict(run_id, json.loads(decision.model_dump_json()), "decision.json")
+            for key in ("action", "outcome", "variant"):
+                mlflow.set_tag(run_id, _PREFIX + key, str(getattr(decision, key)))
+
+    def end_run(self, run_id: str, status: str) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            mlflow.set_terminated(run_id, status)
+
+    def download(self, version: str, out: Path) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            from mlflow.artifacts import download_artifacts
+
+            uri = mlflow.get_model_version_download_uri(self.name, version)
+            download_artifacts(artifact_uri=uri, dst_path=str(out), tracking_uri=self._address(), registry_uri=self._address())
+
+    def _address(self) -> str:
+        if self.uri is None:
+            raise RegistryError("the registry has no address.", where=self.name, fix="Set registry.uri.")
+        return self.uri
+
+    def _asking(self) -> AbstractContextManager[Any]:
+        return asking(self._address())
+
+    def _model(self, mlflow: Any) -> Any:
+        """The registered model, or None where there is none yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return mlflow.get_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _create(self, mlflow: Any) -> None:
+        """Create the registered model; several clients may do so at once."""
+        from mlflow.exceptions import MlflowException
+
+        for attempt in range(_RETRIES):
+            try:
+                mlflow.create_registered_model(self.name, description="Managed by quantize: move aliases with it only.")
+            except MlflowException:
+                if self._model(mlflow) is None and attempt == _RETRIES - 1:
+                    raise
+                time.sleep(0.1 * (attempt + 1))
+            if self._model(mlflow) is not None:
+                return
+
+    def _experiment(self, mlflow: Any) -> str:
+        """The id of the base model's experiment, created on first use."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.experiment or self.name
+        found = mlflow.get_experiment_by_name(name)
+        if found is None:
+            embedded = self._address().startswith("sqlite")
+            location = Path(self.artifacts).absolute().as_uri() if embedded and self.artifacts else None
+            try:
+                return str(mlflow.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                found = mlflow.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise RegistryError("the experiment was deleted.", where=name, fix="Restore it, or set registry.experiment.")
+        return str(found.experiment_id)
+
+
+def _state(version: Any) -> VersionState:
+    tags = {key.removeprefix(_PREFIX): value for key, value in version.tags.items() if key.startswith(_PREFIX)}
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
+    return VersionState(
+        version=str(version.version),
+        variant=tags.get("variant", ""),
+        state=tags.get("state", ""),
+        artifact_digest=tags.get("artifact_digest", ""),
+        run_id=version.run_id or None,
+        created=created,
+        tags=tags,
+        aliases=tuple(sorted(version.aliases or ())),
+    )
