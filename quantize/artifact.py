@@ -57,7 +57,7 @@ class Manifest(Record):
     provenance: Provenance
 
     def content_digest(self) -> str:
-        """Sha256 over (path, size, sha256) of every file: equal for equal bytes, wherever and whenever they were made."""
+        """Sha256 over (path, size, sha256) of every file: equal for equal bytes, wherever they were made."""
         return files_digest(self.files)
 
     def checkpoint_files(self) -> list[FileEntry]:

@@ -1,7 +1,8 @@
 """The command line: thin verbs. Everything that a machine reads goes to stdout, everything else to stderr.
 
-Exit codes, about what this run decided anew: 0 all promoted or held by the recipe, or nothing new; 1 error; 2 usage or bad
-recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, run again to resume.
+Exit codes, about what this run decided anew: 0 all promoted or held by the recipe, or nothing new; 1 error; 2 usage or
+bad recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, run again to
+resume.
 
 The modules behind a verb are imported when it is called, so that `--help` starts at once.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from quantize.store import Store
 
 __all__ = ["main"]
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="quantize")
@@ -64,7 +66,12 @@ def init(model: str, evals: Path, name: str | None, output: Path | None) -> None
     help="Plan from this config.json, without asking the model's source.",
 )
 def plan(
-    recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...], store_path: Path, as_json: bool, config: Path | None
+    recipe: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    store_path: Path,
+    as_json: bool,
+    config: Path | None,
 ) -> None:
     """Show the stages of RECIPE, cached or not, with estimates; refuse what cannot work."""
     from quantize import job
@@ -105,9 +112,11 @@ def run(
         planned = job.preview(recipe, overrides, only, store_path, None)
         as_document(plan_document(planned)) if as_json else print_plan(planned, sys.stdout)
         return 0
-    record, code = job.execute(recipe, overrides, only, store_path, watcher(), release=not no_release, report=lambda r: markdown(summarise(r)))
+    record, code = job.execute(
+        recipe, overrides, only, store_path, watcher(), release=not no_release, report=lambda r: markdown(summarise(r))
+    )
     if as_json:
-        as_document({**json.loads(record.model_dumpas_document()), "exit_code": code})
+        as_document({**json.loads(record.model_dump_json()), "exit_code": code})
     else:
         print_summary(summarise(record), sys.stdout)
     return code
@@ -125,7 +134,7 @@ def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
 
     record = read_record(_run_directory(run_name, store_path))
     if as_json:
-        as_document(json.loads(record.model_dumpas_document()))
+        as_document(json.loads(record.model_dump_json()))
     elif form == "markdown":
         click.echo(markdown(summarise(record)))
     else:

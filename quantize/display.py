@@ -77,7 +77,7 @@ class Lines(Watcher):
         self._say(sentence)
 
     def _say(self, text: str) -> None:
-        print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+        print(f"{datetime.now().astimezone():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
 class Bars(Watcher):

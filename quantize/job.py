@@ -17,7 +17,7 @@ from quantize.protocols import Registry
 from quantize.recipe import LoadedRecipe, load
 from quantize.registries import Mlflow
 from quantize.release import release_run
-from quantize.run import RunRecord, Runner, Watcher, exit_code
+from quantize.run import Runner, RunRecord, Watcher, exit_code
 from quantize.sources import config_facts, read_config
 from quantize.store import Store
 
@@ -94,4 +94,6 @@ def open_registry(config: Mlflow, store: Path) -> Registry:
     """The registry of a recipe. Without `uri`: MLFLOW_TRACKING_URI, else a database inside the store."""
     embedded = f"sqlite:///{store.absolute()}/mlflow.db"
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded
-    return config.model_copy(update={"uri": uri, "artifacts": config.artifacts or str(store.absolute() / "mlartifacts")})
+    return config.model_copy(
+        update={"uri": uri, "artifacts": config.artifacts or str(store.absolute() / "mlartifacts")}
+    )

@@ -1,7 +1,7 @@
 """From two arms' artifacts to evidence, and from evidence to a verdict.
 
-`collect` reads; `decide` is pure. A hard stop (non-finite logits, a failed proof, items without a row, arms that did not
-answer the same questions) is a finding of its own and outranks every number.
+`collect` reads; `decide` is pure. A hard stop (non-finite logits, a failed proof, items without a row, arms that did
+not answer the same questions) is a finding of its own and outranks every number.
 """
 
 from __future__ import annotations

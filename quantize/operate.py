@@ -51,7 +51,13 @@ def history(registry: Registry) -> list[Event]:
         events.append(Event(version.created, version.version, version.variant, made, tags.get("program", "")))
         if "decided_at" in tags:
             events.append(
-                Event(tags["decided_at"], version.version, version.variant, tags.get("sentence", ""), tags.get("actor", ""))
+                Event(
+                    tags["decided_at"],
+                    version.version,
+                    version.variant,
+                    tags.get("sentence", ""),
+                    tags.get("actor", ""),
+                )
             )
         for verb in ("promoted", "rolled_back"):
             if f"{verb}_at" in tags:
@@ -174,7 +180,7 @@ def _signed(verb: str, reason: str, actor: str) -> dict[str, str]:
 
 
 def _verify(directory: Path, version: VersionState, registry: Registry) -> None:
-    """Every file listed is there with its digest, nothing else is, and the list is the version's. Raises RegistryError."""
+    """Every file listed is there with its digest, nothing else is, and the list is the version's."""
     where = f"{registry.name} version {version.version}"
     listing = directory / MANIFEST_FILE
     if not listing.is_file():
@@ -189,4 +195,4 @@ def _verify(directory: Path, version: VersionState, registry: Registry) -> None:
     extra = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
     extra -= {entry.path for entry in entries} | {MANIFEST_FILE}
     if extra:
-        raise RegistryError(f"{sorted(extra)[0]} was added after it was judged.", where=where, fix="Do not use it.")
+        raise RegistryError(f"{min(extra)} was added after it was judged.", where=where, fix="Do not use it.")

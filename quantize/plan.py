@@ -147,9 +147,7 @@ class _Maker:
                 "threads": self.recipe.resources.threads if on_device else None,
             }
         )
-        return Stage(
-            kind, name, key, version, plain, inputs, libraries, self.device.kind if on_device else "cpu"
-        )
+        return Stage(kind, name, key, version, plain, inputs, libraries, self.device.kind if on_device else "cpu")
 
     def evaluate(self, metric: Metric, identity: dict[str, Any], arm: str, inputs: dict[str, Stage]) -> Stage:
         """The stage in which one arm answers one eval."""

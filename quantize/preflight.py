@@ -1,15 +1,15 @@
 """What can be known before any time is spent: what is impossible, what is doubtful, and what a run will cost.
 
-Estimates, in bytes and seconds, with P parameters, p bytes per parameter in compute (4 on CPUs, which compute in float32,
-else 2), T calibration tokens and a rate R of floating-point operations per second:
+Estimates, in bytes and seconds, with P parameters, p bytes per parameter in compute (4 on CPUs, which compute in
+float32, else 2), T calibration tokens and a rate R of floating-point operations per second:
 
     memory of quantize, evaluate, prove    P * p * 1.3 + 1.5 GB   weights, activations, the interpreter with torch
     disk of a variant                      Linear weights at the scheme's bits + the rest as it is
     time of calibrated methods             passes * 2 * P * T / R with 3 passes (gptq: + its column loop, 4 * P * h / R)
     time of an evaluation                  2 * P * tokens / R
 
-R is a round figure for the device class, so the times say "minutes" or "hours" and no more; where the store holds a stage
-of the same kind and name, its own time is shown instead.
+R is a round figure for the device class, so the times say "minutes" or "hours" and no more; where the store holds a
+stage of the same kind and name, its own time is shown instead.
 """
 
 from __future__ import annotations
@@ -110,10 +110,11 @@ def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
     if items >= least:
         return []
     reachable = 1 - gate.alpha ** (1 / items)
-    return [
+    problem = (
         f"gates {gate.metric}: {items} items cannot show a loss below {100 * gate.margin:g} points even if no answer "
         f"changes: at least {least} are needed. Add items, or raise the margin above {100 * reachable:.1f} points"
-    ]
+    )
+    return [problem]
 
 
 def _power(recipe: Recipe, gate: NonInferiority) -> list[str]:

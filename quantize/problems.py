@@ -1,4 +1,4 @@
-"""From a validation error to a sentence with a place: `recipes/a.yaml:6 variants.0.scheme: ... Did you mean ...?`"""
+"""From a validation error to a sentence with its place: `recipes/a.yaml:6 variants.0.scheme: ... Did you mean ...`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def describe(problem: Mapping[str, Any], data: Any, locator: Locator, schema: di
         return f"{locator.where((*place, 'kind'))}: {context['tag']!r} is not a kind. {_nearest(context['tag'], names)}"
     if kind == "literal_error":
         names = [name.strip(" '") for name in str(context["expected"]).replace(" or ", ",").split(",")]
-        return f"{locator.where(place)}: {problem['input']!r} is not known here. {_nearest(str(problem['input']), names)}"
+        return (
+            f"{locator.where(place)}: {problem['input']!r} is not known here. {_nearest(str(problem['input']), names)}"
+        )
     text = message.removeprefix("Value error, ")
     return f"{locator.where(place)}: {text[:1].lower() + text[1:] if not text.startswith(('W', 'F')) else text}"
 
@@ -105,7 +107,7 @@ def _in_data(loc: Place, data: Any) -> Place:
     for part in loc:
         if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
             place.append(part)
-            node = node[part]
+            node = _into(node, part)
     return tuple(place)
 
 
@@ -121,7 +123,9 @@ def _schema_at(place: Place, data: Any, schema: dict[str, Any]) -> dict[str, Any
                 kind = value.get("kind") if isinstance(value, dict) else None
                 node = {"$ref": mapping[kind]} if kind in mapping else {}
             else:
-                options = [option for option in node.get("anyOf", node.get("oneOf", [])) if option.get("type") != "null"]
+                options = [
+                    option for option in node.get("anyOf", node.get("oneOf", [])) if option.get("type") != "null"
+                ]
                 node = options[0] if options else {}
         if part is None:
             return node
@@ -129,8 +133,15 @@ def _schema_at(place: Place, data: Any, schema: dict[str, Any]) -> dict[str, Any
             node = node.get("items", {})
         else:
             node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
-        value = value[part] if isinstance(value, dict | list) else None
+        value = _into(value, part)
     return node
+
+
+def _into(value: Any, part: str | int) -> Any:
+    """The member of a mapping or a list, or None."""
+    if isinstance(value, dict):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) else None
 
 
 def _properties(place: Place, data: Any, schema: dict[str, Any]) -> list[str]:
@@ -139,7 +150,11 @@ def _properties(place: Place, data: Any, schema: dict[str, Any]) -> list[str]:
 
 def _tags(place: Place, schema: dict[str, Any], data: Any) -> str:
     parent = _schema_at(place[:-1], data, schema)
-    node = parent.get("items", {}) if place and isinstance(place[-1], int) else parent.get("properties", {}).get(place[-1], {})
+    node = (
+        parent.get("items", {})
+        if place and isinstance(place[-1], int)
+        else parent.get("properties", {}).get(place[-1], {})
+    )
     if "anyOf" in node:
         node = next(option for option in node["anyOf"] if option.get("type") != "null")
     return ", ".join(node.get("discriminator", {}).get("mapping", {})) or "the documented ones"

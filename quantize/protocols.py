@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "MANIFEST_FILE",
     "Calibrator",
     "Engine",
     "Executor",
     "Gate",
-    "MANIFEST_FILE",
     "HeadParameters",
     "Method",
     "Metric",
@@ -64,7 +64,7 @@ class Source(Protocol):
     def kind(self) -> str: ...
 
     def identity(self) -> dict[str, Any]:
-        """What goes into the key: a commit or content digests, never a path. May ask the hub, once; raises SourceError."""
+        """What goes into the key: a commit or digests, never a path. May ask the hub, once; raises SourceError."""
         ...
 
     def facts(self) -> ModelFacts:
@@ -72,7 +72,7 @@ class Source(Protocol):
         ...
 
     def fetch(self, out: Path, progress: Progress) -> None:
-        """Put a complete, checked checkpoint (no pickle, no NaN, nothing truncated) into `out`, which exists and is empty."""
+        """Put a complete, checked checkpoint (no pickle, no NaN, nothing truncated) into the empty `out`."""
         ...
 
 
@@ -144,8 +144,8 @@ class Method(Protocol):
 class HeadParameters:
     """How final hidden states become logits: cap * tanh((multiply * (weight @ hidden + bias)) / cap).
 
-    `weights` and `biases` are tensor names under which a checkpoint may hold the matrix, the likeliest first (a tied head
-    is stored under the embedding's name); `cap` None means no soft cap; `dtype` is the one that computes.
+    `weights` and `biases` are tensor names under which a checkpoint may hold the matrix, the likeliest first (a tied
+    head is stored under the embedding's name); `cap` None means no soft cap; `dtype` is the one that computes.
     """
 
     weights: tuple[str, ...]
@@ -284,7 +284,8 @@ class Executor(Protocol):
     def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: int) -> None:
         """Return when the stage is committed. Raises StageFailed with the log's tail, or Interrupted.
 
-        `lease` is the file descriptor of the stage's lock; the process inherits it, so that the lock outlives the driver.
+        `lease` is the file descriptor of the stage's lock; the process inherits it, so that the lock outlives the
+        driver.
         """
         ...
 
@@ -337,9 +338,7 @@ class Registry(Protocol):
         """Alias -> version."""
         ...
 
-    def publish(
-        self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]
-    ) -> VersionState:
+    def publish(self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
         """Create a version from a checkpoint's files and, beside them, `manifest` as MANIFEST_FILE."""
         ...
 
@@ -356,7 +355,7 @@ class Registry(Protocol):
         ...
 
     def log(
-        self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: dict[str, Sequence[Path]]
+        self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: Mapping[str, Sequence[Path]]
     ) -> None:
         """Log to a run. `files` maps a directory of the run's artifacts to the files that go there."""
         ...

@@ -8,7 +8,7 @@ are relative to the recipe's own directory; those given by `--set` to the curren
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,15 +61,15 @@ class Variant(Record):
 
     def resolved_scheme(self) -> Scheme:
         """The preset with this variant's group size."""
-        from dataclasses import replace
-
         scheme = preset(self.scheme)
         return scheme if self.group_size is None else replace(scheme, group_size=self.group_size)
 
     @model_validator(mode="after")
     def _group_size_needs_groups(self) -> Variant:
         if self.group_size is not None and preset(self.scheme).strategy != "group":
-            raise ValueError(f"group_size has no meaning for {self.scheme}: its scales are per {preset(self.scheme).strategy}")
+            raise ValueError(
+                f"group_size has no meaning for {self.scheme}: its scales are per {preset(self.scheme).strategy}"
+            )
         return self
 
 
@@ -96,11 +96,15 @@ class Recipe(Record):
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _is_coherent(self) -> Recipe:
+    def _names_are_unique(self) -> Recipe:
         for what, names in (("variant", [v.name for v in self.variants]), ("eval", [e.name for e in self.evals])):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
-                raise ValueError(f"two {what}s are called {sorted(twice)[0]!r}")
+                raise ValueError(f"two {what}s are called {min(twice)!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_can_be_made(self) -> Recipe:
         reserved = {"baseline", *self.registry.targets}
         for variant in self.variants:
             if variant.name in reserved:
@@ -110,6 +114,10 @@ class Recipe(Record):
                     f"variant {variant.name!r} uses {variant.method.kind}, which needs `calibration:` "
                     "(`kind: self` needs no data)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_and_gates_name_what_is_there(self) -> Recipe:
         known = {variant.name for variant in self.variants}
         for target, rule in self.registry.targets.items():
             for name in rule.from_:
@@ -118,7 +126,9 @@ class Recipe(Record):
         evals = {metric.name for metric in self.evals}
         for gate in self.gates:
             if gate.metric.split(".")[0] not in evals:
-                raise ValueError(f"gate metric {gate.metric!r} names no eval of this recipe ({', '.join(sorted(evals))})")
+                raise ValueError(
+                    f"gate metric {gate.metric!r} names no eval of this recipe ({', '.join(sorted(evals))})"
+                )
         if all(gate.advisory for gate in self.gates):
             raise ValueError("every gate is advisory: nothing could ever stop a bad variant")
         return self

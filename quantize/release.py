@@ -43,7 +43,9 @@ def release_run(registry: Registry, runner: Runner, record: RunRecord, report: R
     """Decide what is new in `record` and carry it out. Returns the record with its new decisions, and writes it."""
     versions = registry.versions()
     _check_ours(versions, registry, runner)
-    pending = [variant for variant in record.variants if variant.verdict.artifact_digest and not _decided(variant, versions)]
+    pending = [
+        variant for variant in record.variants if variant.verdict.artifact_digest and not _decided(variant, versions)
+    ]
     if pending:
         record = _Release(registry, runner, record, versions).carry_out(pending)
     text = report(record)
@@ -158,7 +160,9 @@ class _Release:
         tags = {"run": self.record.run, "outcome": verdict.outcome, "lower": str(_lower(verdict))}
         if version.state == "rolled_back":
             action = "hold"
-            sentence = f"Held: version {version.version} was rolled back before; `quantize promote --force` overrides that."
+            sentence = (
+                f"Held: version {version.version} was rolled back before; `quantize promote --force` overrides that."
+            )
             self.registry.tag(version.version, tags)
         elif action == "promote":
             self._promote(variant.name, version.version, tags, aliases, baseline)
@@ -189,9 +193,7 @@ class _Release:
             run=run,
         )
 
-    def _promote(
-        self, name: str, version: str, tags: dict[str, str], aliases: dict[str, str], baseline: str
-    ) -> None:
+    def _promote(self, name: str, version: str, tags: dict[str, str], aliases: dict[str, str], baseline: str) -> None:
         """The steps of a promotion, in the order that the module describes."""
         self.registry.tag(version, {**tags, "state": "passed"})
         faults.point("release.passed")
@@ -278,7 +280,9 @@ def _check_ours(versions: list[VersionState], registry: Registry, runner: Runner
     first = versions[0]
     if first.variant != BASELINE:
         raise RegistryError(
-            f"version {first.version} was not made by quantize.", where=registry.name, fix="Choose another registry.name."
+            f"version {first.version} was not made by quantize.",
+            where=registry.name,
+            fix="Choose another registry.name.",
         )
     fetch = runner.plan.fetch
     manifest = read_manifest(runner.store.path(fetch.kind, fetch.key))

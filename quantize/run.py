@@ -81,7 +81,7 @@ class Watcher:
 
     def progress(self, stage: Stage) -> Progress:
         """Where the stage's own progress goes."""
-        return lambda what, done, total: None
+        return lambda _what, _done, _total: None
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """The stage is committed."""

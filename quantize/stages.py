@@ -1,14 +1,14 @@
 """The closed table of stages: kind -> version and function(config, inputs, out, device, progress) -> summary.
 
-A stage's function runs in a worker process, reads only its config and its inputs, and writes only into `out`. A version is
-raised, with the reason beside it, when the meaning of a stage's output changes: every key of that kind changes with it.
-The imports of heavy libraries lie behind the functions that are called here.
+A stage's function runs in a worker process, reads only its config and its inputs, and writes only into `out`. A version
+is raised, with the reason beside it, when the meaning of a stage's output changes: every key of that kind changes with
+it. The imports of heavy libraries lie behind the functions that are called here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def calibrate(config: Config, inputs: Inputs, out: Path, device: str, progress: 
 
 
 def quantize(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
-    """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered in memory before it was saved."""
+    """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered before it was saved."""
     from functools import partial
 
     from safetensors.torch import load_file
@@ -135,8 +135,8 @@ def judge(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
     from quantize.judgement import collect, decide
     from quantize.metrics import MetricConfig
 
-    metrics: list[Metric] = TypeAdapter(list[MetricConfig]).validate_python(config["evals"])
-    gates: list[Gate] = TypeAdapter(list[GateConfig]).validate_python(config["gates"])
+    metrics: Sequence[Metric] = TypeAdapter(list[MetricConfig]).validate_python(config["evals"])
+    gates: Sequence[Gate] = TypeAdapter(list[GateConfig]).validate_python(config["gates"])
     collected = collect(config["variant"], metrics, inputs)
     verdict = decide(collected, gates, config["rules_digest"])
     (out / "evidence.json").write_text(collected.evidence.model_dump_json(indent=1), encoding="utf-8")

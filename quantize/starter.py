@@ -1,7 +1,7 @@
 """`quantize init MODEL`: a starter recipe for this model and this machine.
 
-The variants follow from the hardware that will serve them: FP8 needs compute capability 8.9 (Ada, Hopper), INT8 and INT4
-run on anything since 8.0 and on CPUs. Group sizes follow from the model's own shapes.
+The variants follow from the hardware that will serve them: FP8 needs compute capability 8.9 (Ada, Hopper), INT8 and
+INT4 run on anything since 8.0 and on CPUs. Group sizes follow from the model's own shapes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def starter_recipe(model: str, evals: Path, name: str | None) -> str:
         "    name: mine",
         f"    path: {evals.absolute()}",
         "",
-        "# The largest loss that you would accept, in shares of the items (0.02 is two points), fixed before measuring.",
+        "# The largest loss that you would accept, in shares of the items: 0.02 is two points.",
         "gates:",
         "  - kind: noninferiority",
         "    metric: mine.accuracy",
@@ -74,9 +74,7 @@ def _source(model: str) -> Hub | Directory | Gguf:
     if path.suffix == ".gguf":
         return Gguf(path=str(path.absolute()))
     if path.exists() or model.count("/") != 1:
-        raise UsageError(
-            f"{model!r} is neither a model directory, nor a .gguf file, nor a hub id such as org/name."
-        )
+        raise UsageError(f"{model!r} is neither a model directory, nor a .gguf file, nor a hub id such as org/name.")
     return Hub(repo=model)
 
 

@@ -24,7 +24,8 @@ class Garbage:
 def run_directories(store: Store) -> list[Path]:
     """The store's run folders, oldest first."""
     return sorted(
-        (path for path in (store.root / "runs").glob("*") if path.is_dir()), key=lambda path: path.name.rsplit("-", 1)[-1]
+        (path for path in (store.root / "runs").glob("*") if path.is_dir()),
+        key=lambda path: path.name.rsplit("-", 1)[-1],
     )
 
 

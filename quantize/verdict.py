@@ -1,13 +1,13 @@
 """Findings, verdicts and decisions, each with all that an audit needs to reach it again.
 
-    finding   one gate's result: pass, fail, inconclusive or error, its numbers and one sentence
-    verdict   all findings of a variant combined: the worst of them
-    decision  verdict + registry state: promote, hold, reject or roll back
+finding   one gate's result: pass, fail, inconclusive or error, its numbers and one sentence
+verdict   all findings of a variant combined: the worst of them
+decision  verdict + registry state: promote, hold, reject or roll back
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from quantize.record import Record
 
@@ -67,7 +67,6 @@ class Decision(Record):
     decided_at: str
     actor: str
     run: str
-    details: dict[str, Any] = {}
 
 
 def combine(findings: list[Finding]) -> Outcome:

@@ -67,7 +67,7 @@ def carry_tqdm(progress: Callable[[str, float, float | None], None]) -> None:
             progress(str(self.desc or "").strip(": "), self.n, self.total)
         return bool(shown)
 
-    def display(self: Any, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self: Any, *_: Any, **__: Any) -> bool:
         progress(str(self.desc or "").strip(": "), self.n, self.total)
         return True
 
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         events.send({"error": {"what": error.what, "where": error.where, "fix": error.fix}})
         return error.exit_code
-    except Exception as error:  # the boundary of the process: everything else becomes a line in the driver
+    except Exception as error:  # noqa: BLE001 (the boundary of the process: everything else becomes a line in the driver)
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         events.send({"error": {"what": f"{type(error).__name__}: {lines[0][:500]}", "where": None, "fix": None}})

@@ -34,7 +34,9 @@ with store.lease("quantize", "a" * 64, lambda owner: None):
     (draft / "checkpoint" / "w.bin").write_bytes(b"weights" * 1000)
     store.commit(draft, kind="quantize", name="v", key="a" * 64, inputs={}, summary={}, provenance=PROVENANCE)
 """
-PROVENANCE_MODULE = f"from quantize.artifact import Provenance\nPROVENANCE = Provenance(**{PROVENANCE.model_dump()!r})\n"
+PROVENANCE_MODULE = (
+    f"from quantize.artifact import Provenance\nPROVENANCE = Provenance(**{PROVENANCE.model_dump()!r})\n"
+)
 
 
 def points_of(module: str) -> list[str]:

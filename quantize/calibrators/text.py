@@ -46,7 +46,7 @@ class Text(Record):
         except OSError as error:
             raise _unreadable(self.path, error) from None
 
-    def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:  # noqa: ARG002
+    def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:
         """Int64 ids (samples, tokens). Raises DataError for a broken file, or one with too little text."""
         import torch
         from transformers import AutoTokenizer

@@ -1,8 +1,8 @@
 """lm-eval's Hugging Face model, with choices that share a prompt paying for it once.
 
 The stock model runs prompt + choice once per choice. Here the prompts run once each, sorted by length, and the choices
-continue from the prompts' key-value cache. For four choices of a few tokens after a prompt of thirty that is a quarter of
-the work. Prompts of a batch are padded on the left and masked; choices are padded on the right, which a causal model
+continue from the prompts' key-value cache. For four choices of a few tokens after a prompt of thirty that is a quarter
+of the work. Prompts of a batch are padded on the left and masked; choices are padded on the right, which a causal model
 cannot see. Scores equal the stock model's to float rounding; a test holds both side by side.
 
 Imported only by functions that have a model loaded, so it may import torch and lm-eval at the top.
@@ -38,7 +38,7 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> Scores:
-        """Sum of log-probabilities of each continuation, and whether it is the greedy one, in the order of `requests`."""
+        """Summed log-probability of each continuation, and whether it is the greedy one, in the given order."""
         answers: list[tuple[float, bool] | None] = [None] * len(requests)
         long = [i for i, (_, prompt, choice) in enumerate(requests) if len(prompt) + len(choice) > self.max_length]
         if long:  # truncated from the left by the stock model's rule, so no prompt is shared
@@ -80,9 +80,7 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
         prompts = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt, _ in batch], device=self.device)
         mask = (torch.arange(width, device=self.device) >= (width - lengths).unsqueeze(1)).long()
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        result = self.model(
-            prompts, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
-        )
+        result = self.model(prompts, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         first = result.logits[:, -1].float().log_softmax(-1)
         owners = [row for row, (_, choices) in enumerate(batch) for _ in choices]
         choices = [choice for _, pairs in batch for choice in pairs]
@@ -114,4 +112,5 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
             past_key_values=cache,
             use_cache=True,
         )
-        return result.logits.float().log_softmax(-1)
+        scores: torch.Tensor = result.logits.float().log_softmax(-1)
+        return scores

@@ -89,7 +89,8 @@ class TransformersSession:
         import torch
 
         with torch.inference_mode():
-            return self.model(batch.to(self.model.device), use_cache=False).logits.float().cpu()
+            logits: torch.Tensor = self.model(batch.to(self.model.device), use_cache=False).logits.float().cpu()
+            return logits
 
     def hidden(self, batch: torch.Tensor) -> torch.Tensor:
         """Float32 input of the output head (rows, tokens, hidden), on the model's device."""
@@ -148,6 +149,8 @@ def _scale_and_cap(config: Any) -> tuple[float, float | None]:
 
     `logit_scale` multiplies (Cohere), `logits_scaling` divides (Granite), `final_logit_softcapping` caps (Gemma 2).
     """
-    multiply = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    multiply = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     cap = getattr(config, "final_logit_softcapping", None)
     return multiply, float(cap) if cap else None

@@ -105,9 +105,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _failure(
-    spec: StageSpec, returncode: int, error: dict[str, Any] | None, log: Path
-) -> StageFailed | Interrupted:
+def _failure(spec: StageSpec, returncode: int, error: dict[str, Any] | None, log: Path) -> StageFailed | Interrupted:
     if returncode == Interrupted.exit_code:
         return Interrupted(f"stage {spec.kind} {spec.name} was stopped.", fix="Run the same command to resume.")
     with log.open(encoding="utf-8", errors="replace") as lines:

@@ -31,9 +31,7 @@ class Limit(Record):
             return self._finding("error", f"{self.metric} was not measured (measured: {known}).", {})
         low = comparison.difference if comparison.low is None else comparison.low
         high = comparison.difference if comparison.high is None else comparison.high
-        outcome: Outcome = (
-            "pass" if high <= self.at_most else "fail" if low > self.at_most else "inconclusive"
-        )
+        outcome: Outcome = "pass" if high <= self.at_most else "fail" if low > self.at_most else "inconclusive"
         relation = {"pass": "within", "fail": "above", "inconclusive": "too close to tell from"}[outcome]
         sentence = (
             f"{self.metric} is {comparison.difference:+.4f} {comparison.unit} (interval {low:+.4f} to {high:+.4f}), "
@@ -48,9 +46,7 @@ class Limit(Record):
         }
         return self._finding(outcome, sentence, numbers)
 
-    def _finding(
-        self, outcome: Outcome, sentence: str, numbers: dict[str, float | int | str | None]
-    ) -> Finding:
+    def _finding(self, outcome: Outcome, sentence: str, numbers: dict[str, float | int | str | None]) -> Finding:
         return Finding(
             gate=f"{self.metric} at most {self.at_most:g}",
             kind=self.kind,

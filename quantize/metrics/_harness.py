@@ -1,7 +1,7 @@
 """Running lm-evaluation-harness: tasks in, one sample per document out. No caches, no code from YAML.
 
-The harness's traps are met here once: its request cache does not know the model, so it is off; its own ids are not ours, so
-documents carry their own; its standard errors are unpaired, so they are not computed.
+The harness's traps are met here once: its request cache does not know the model, so it is off; its own ids are not
+ours, so documents carry their own; its standard errors are unpaired, so they are not computed.
 """
 
 from __future__ import annotations

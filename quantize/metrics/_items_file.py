@@ -19,7 +19,7 @@ _NEEDED = ("id", "prompt", "answer")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question. With `choices`, `answer` is the index of the right one; without, the text that must be generated."""
+    """One question. With `choices`, `answer` is the index of the right one; without, the text to generate."""
 
     id: str
     prompt: str
@@ -54,7 +54,9 @@ def load_items(path: str) -> list[Item]:
             where = f"{file}:{number}"
             item = _item(line, where)
             if item.id in seen:
-                raise DataError(f"the id {item.id!r} was used at {seen[item.id]} already.", where=where, fix="Ids are unique.")
+                raise DataError(
+                    f"the id {item.id!r} was used at {seen[item.id]} already.", where=where, fix="Ids are unique."
+                )
             seen[item.id] = where
             items.append(item)
     if not items:
@@ -94,7 +96,9 @@ def _item(line: str, where: str) -> Item:
         raise DataError("an item is a JSON object.", where=where, fix=_EXAMPLE)
     unknown = sorted(set(data) - _KEYS)
     if unknown:
-        raise DataError(f"there is no key {unknown[0]!r} in an item.", where=where, fix=f"Keys: {', '.join(sorted(_KEYS))}.")
+        raise DataError(
+            f"there is no key {unknown[0]!r} in an item.", where=where, fix=f"Keys: {', '.join(sorted(_KEYS))}."
+        )
     for key in _NEEDED:
         if key not in data:
             raise DataError(f"the key {key!r} is missing.", where=where, fix=_EXAMPLE)
@@ -110,7 +114,12 @@ def _item(line: str, where: str) -> Item:
     else:
         answer = _answer(choices, answer, where)
     return Item(
-        data["id"], data["prompt"], tuple(choices) if choices is not None else None, answer, data.get("cluster"), data.get("slice")
+        data["id"],
+        data["prompt"],
+        tuple(choices) if choices is not None else None,
+        answer,
+        data.get("cluster"),
+        data.get("slice"),
     )
 
 
@@ -123,6 +132,8 @@ def _answer(choices: Any, answer: Any, where: str) -> int:
         return choices.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise DataError(
-            f"the answer {answer!r} is no choice.", where=where, fix=f"Give its index, 0 to {len(choices) - 1}, or its text."
+            f"the answer {answer!r} is no choice.",
+            where=where,
+            fix=f"Give its index, 0 to {len(choices) - 1}, or its text.",
         )
     return answer

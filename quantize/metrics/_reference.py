@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quantize.errors import DataError
 from quantize.protocols import Session
@@ -42,7 +42,9 @@ class Reference:
             self._bias = self._bias.to(device) if self._bias is not None else None
         hidden = self._hidden[start:stop].to(device=device, dtype=self._weight.dtype)
         logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float() * self._multiply
-        return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
+        if self._cap:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        return cast("torch.Tensor", logits)
 
     def same_tokens(self, tokens: torch.Tensor) -> bool:
         """True where these are the baseline's scored tokens."""
@@ -67,6 +69,5 @@ def _tensor(checkpoint: Path, names: list[str]) -> torch.Tensor:
         for path in sorted(checkpoint.glob("*.safetensors")):
             with safe_open(path, framework="pt") as tensors:
                 if name in tensors.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
-                    found: torch.Tensor = tensors.get_tensor(name)
-                    return found
+                    return cast("torch.Tensor", tensors.get_tensor(name))
     raise DataError(f"the checkpoint holds no output head under {' or '.join(names)}.", where=str(checkpoint))

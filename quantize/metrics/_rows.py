@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import DataError
-from quantize.evidence import ITEM_ROWS, Comparison, Measurement
+from quantize.evidence import Comparison, Measurement
 from quantize.stats import noninferiority, wilson_interval
 
 __all__ = ["compare_items", "item_measurements", "read_rows", "write_rows"]
@@ -107,7 +107,7 @@ def _keyed(rows: list[Row], artifact: Path) -> dict[tuple[str, str], Row]:
 
 
 def _compare(metric: str, pairs: list[tuple[Row, Row]]) -> Comparison:
-    """Counts of a paired comparison; the limits are those of the non-inferiority test, which do not depend on a margin."""
+    """Counts of a paired comparison; the limits are the non-inferiority test's, whatever the margin."""
     n = len(pairs)
     losses = sum(before["score"] > after["score"] for before, after in pairs)
     gains = sum(before["score"] < after["score"] for before, after in pairs)

@@ -1,7 +1,7 @@
 """Accuracy on the user's own items, through lm-evaluation-harness.
 
-Convention: with choices, the answer is the one with the greatest summed log-likelihood after the prompt (lm-eval's `acc`;
-not length-normalised); without, the generated text up to the first newline must equal the answer after stripping
+Convention: with choices, the answer is the one with the greatest summed log-likelihood after the prompt (lm-eval's
+`acc`; not length-normalised); without, the generated text up to the first newline must equal the answer after stripping
 (`exact_match`).
 """
 
@@ -79,12 +79,14 @@ class Items(Record):
 
     def _tasks(self, items: list[Item]) -> dict[str, Any]:
         """One task for the items with choices, one for those without."""
-        tasks = {}
+        tasks: dict[str, Any] = {}
+        config: dict[str, Any]
         chosen = [item for item in items if item.choices is not None]
         free = [item for item in items if item.choices is None]
         if chosen:
             documents = [
-                {"id": i.id, "prompt": i.prompt, "choices": list(i.choices or ()), "answer": int(i.answer)} for i in chosen
+                {"id": i.id, "prompt": i.prompt, "choices": list(i.choices or ()), "answer": int(i.answer)}
+                for i in chosen
             ]
             config = {
                 "output_type": "multiple_choice",

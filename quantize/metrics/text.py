@@ -2,13 +2,13 @@
 
     KLD_t = sum over v of P_b(v) * (ln P_b(v) - ln P_q(v))        nats; b the baseline, q the variant
 
-Documents are separated by lines of `---` and cut into windows of `window` tokens that do not overlap; the first token of
-a window is context only, so a document of n tokens in w windows gives n - w scored positions. llama.cpp's
+Documents are separated by lines of `---` and cut into windows of `window` tokens that do not overlap; the first token
+of a window is context only, so a document of n tokens in w windows gives n - w scored positions. llama.cpp's
 `llama-perplexity --kl-divergence` scores the second half of each window only: its numbers are not comparable.
 
 The baseline's distribution is never stored. What is stored are its final hidden states (after the last norm), to which
-its own head is applied again: vocabulary / hidden times smaller, and exact. Positions are taken in chunks, so memory does
-not grow with the text.
+its own head is applied again: vocabulary / hidden times smaller, and exact. Positions are taken in chunks, so memory
+does not grow with the text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.99
 
 
 class Text(Record):
-    """`path` is a text file. Measures `<name>.perplexity`, `<name>.kl_divergence` (nats) and `<name>.top1_agreement`."""
+    """`path` is a text. Measures `<name>.perplexity`, `<name>.kl_divergence` (nats), `<name>.top1_agreement`."""
 
     kind: Literal["text"] = "text"
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -63,7 +63,9 @@ class Text(Record):
         """See `protocols.Metric.measure`."""
         import torch
 
-        rows, stops, states = [], [], []
+        rows: list[dict[str, Any]] = []
+        stops: list[str] = []
+        states: list[torch.Tensor] = []
         windows = self._windows(session)
         scored = torch.cat([ids[1:] for _, ids in windows])
         known = Reference(reference, baseline) if reference is not None and baseline is not None else None
@@ -93,15 +95,18 @@ class Text(Record):
         )
 
     def compare(self, baseline: Path, variant: Path) -> list[Comparison]:
-        """Logarithm of the ratio of perplexities, paired by document, and the mean divergence; 95 % bootstrap intervals."""
+        """Ln of the ratio of perplexities, paired by document, and the mean divergence; 95 % bootstrap intervals."""
         before, after = read_rows(baseline), read_rows(variant)
         keys = [[(row["document"], row["position"], row["token"]) for row in rows] for rows in (before, after)]
         if keys[0] != keys[1]:
             raise DataError(
-                "the arms scored different tokens.", where=str(variant), fix="Run again, so that both are measured on one text."
+                "the arms scored different tokens.",
+                where=str(variant),
+                fix="Run again, so that both are measured on one text.",
             )
         pairs = [
-            {"document": one["document"], "ratio": other["nll"] - one["nll"]} for one, other in zip(before, after, strict=True)
+            {"document": one["document"], "ratio": other["nll"] - one["nll"]}
+            for one, other in zip(before, after, strict=True)
         ]
         ratio = _by_document(pairs, "ratio")
         divergence = _by_document(after, "kld")
@@ -188,7 +193,9 @@ class Text(Record):
             )
         )
         found += [
-            Measurement(name=f"{name}/{label}", value=float(np.quantile(values, q)), unit="nats", n=n, direction="lower")
+            Measurement(
+                name=f"{name}/{label}", value=float(np.quantile(values, q)), unit="nats", n=n, direction="lower"
+            )
             for label, q in _QUANTILES.items()
         ]
         agree = sum(bool(row["top1_agrees"]) for row in rows) / n
@@ -201,7 +208,7 @@ class Text(Record):
 def _score(
     session: Session, hidden: torch.Tensor, targets: torch.Tensor, document: int, known: Reference | None, offset: int
 ) -> list[dict[str, Any]]:
-    """Rows of one window: `hidden` (positions, hidden), `targets` (positions), the first at scored position `offset`."""
+    """Rows of one window: `hidden` (positions, hidden), `targets` (positions), the first at position `offset`."""
     rows: list[dict[str, Any]] = []
     for start in range(0, len(targets), _CHUNK):
         stop = min(start + _CHUNK, len(targets))
@@ -215,17 +222,17 @@ def _score(
             terms = baseline.double().exp() * (baseline.double() - variant.double())
             divergence = terms.sum(-1).tolist()
             agrees = (baseline.argmax(-1) == variant.argmax(-1)).tolist()
-        for i in range(stop - start):
-            rows.append(
-                {
-                    "document": document,
-                    "position": offset + start + i,
-                    "token": int(wanted[i]),
-                    "nll": float(loss[i]),
-                    "kld": divergence[i],
-                    "top1_agrees": agrees[i],
-                }
-            )
+        rows += [
+            {
+                "document": document,
+                "position": offset + start + i,
+                "token": int(wanted[i]),
+                "nll": float(loss[i]),
+                "kld": divergence[i],
+                "top1_agrees": agrees[i],
+            }
+            for i in range(stop - start)
+        ]
     return rows
 
 

@@ -1,7 +1,7 @@
-"""The MLflow registry: one registered model, a version per artifact, aliases that consumers load, runs that reviewers read.
+"""The MLflow registry: one registered model, a version per artifact, aliases for consumers, runs for reviewers.
 
-Weights go in as files of a logged model; nothing is pickled. MLflow moves an alias atomically but without compare-and-swap
-and without history, so every move is read back here and recorded by `release.py`.
+Weights go in as files of a logged model; nothing is pickled. MLflow moves an alias atomically but without
+compare-and-swap and without history, so every move is read back here and recorded by `release.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +49,7 @@ class Mlflow(Record):
     uri: str | None = None
     experiment: str | None = None
     artifacts: str | None = None
-    targets: dict[str, Target] = {}
+    targets: dict[str, Target] = Field(default_factory=dict)
 
     def versions(self) -> list[VersionState]:
         """See `protocols.Registry`."""
@@ -63,9 +63,7 @@ class Mlflow(Record):
             model = self._model(mlflow)
             return {alias: str(version) for alias, version in (model.aliases if model else {}).items()}
 
-    def publish(
-        self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]
-    ) -> VersionState:
+    def publish(self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
         """See `protocols.Registry`. The files are logged as a logged model of the run, then registered."""
         with self._asking() as mlflow:
             if self._model(mlflow) is None:
@@ -115,7 +113,7 @@ class Mlflow(Record):
             return str(run.info.run_id)
 
     def log(
-        self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: dict[str, Sequence[Path]]
+        self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: Mapping[str, Sequence[Path]]
     ) -> None:
         """See `protocols.Registry`."""
         with self._asking() as mlflow:
@@ -149,7 +147,9 @@ class Mlflow(Record):
             from mlflow.artifacts import download_artifacts
 
             uri = mlflow.get_model_version_download_uri(self.name, version)
-            download_artifacts(artifact_uri=uri, dst_path=str(out), tracking_uri=self._address(), registry_uri=self._address())
+            download_artifacts(
+                artifact_uri=uri, dst_path=str(out), tracking_uri=self._address(), registry_uri=self._address()
+            )
 
     def _address(self) -> str:
         if self.uri is None:
@@ -200,7 +200,9 @@ class Mlflow(Record):
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
-            raise RegistryError("the experiment was deleted.", where=name, fix="Restore it, or set registry.experiment.")
+            raise RegistryError(
+                "the experiment was deleted.", where=name, fix="Restore it, or set registry.experiment."
+            )
         return str(found.experiment_id)
 
 

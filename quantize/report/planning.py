@@ -45,7 +45,9 @@ def print_plan(preview: Preview, file: TextIO) -> None:
     console = Console(file=file, width=None if file.isatty() else 120, highlight=False)
     facts = preview.facts
     size = f"{facts.parameters / 1e6:,.0f} million parameters" if facts.parameters else "size unknown"
-    console.print(f"{preview.loaded.recipe.name}: {facts.architecture}, {size}, {facts.dtype}, on {preview.device.name}")
+    console.print(
+        f"{preview.loaded.recipe.name}: {facts.architecture}, {size}, {facts.dtype}, on {preview.device.name}"
+    )
     if preview.plan is None:
         variants = ", ".join(variant.name for variant in preview.loaded.recipe.variants)
         console.print(f"planned from a config alone: no stage has a key yet (variants: {variants})")

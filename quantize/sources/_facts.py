@@ -38,7 +38,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: tensor name -> {dtype, shape, data_offsets}. Raises SourceError if truncated."""
+    """A safetensors header: tensor name -> {dtype, shape, data_offsets}. Raises SourceError if truncated."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -106,8 +106,10 @@ _FETCH = "Fetch it again, or save the model once more with save_pretrained."
 
 
 def _is_linear(name: str, shape: list[int]) -> bool:
-    return name.endswith(".weight") and len(shape) == 2 and not any(
-        part in name for part in ("embed", "lm_head", "wte", "wpe")
+    return (
+        name.endswith(".weight")
+        and len(shape) == 2
+        and not any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
     )
 
 
@@ -121,7 +123,13 @@ def _llama_linears(config: dict[str, Any]) -> dict[str, int]:
     head = config.get("head_dim") or hidden // heads
     query, key = heads * head, (config.get("num_key_value_heads") or heads) * head
     shapes: Counter[str] = Counter()
-    for out, into, count in ((query, hidden, 1), (key, hidden, 2), (hidden, query, 1), (inner, hidden, 2), (hidden, inner, 1)):
+    for out, into, count in (
+        (query, hidden, 1),
+        (key, hidden, 2),
+        (hidden, query, 1),
+        (inner, hidden, 2),
+        (hidden, inner, 1),
+    ):
         shapes[f"{out}x{into}"] += count * layers
     return dict(sorted(shapes.items()))
 

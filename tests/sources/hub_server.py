@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as much of the hub's protocol as a download needs: revisions, trees, files by commit."""
+"""A server on loopback that speaks as much of the hub's protocol as a download needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `folder` as repository `repo`; `revisions` maps branch names to commits; `requests` records what was asked."""
+    """Serves `folder` as repository `repo`; `revisions` maps branches to commits; `requests` is what was asked."""
 
     daemon_threads = True
 
@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Hub
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Keep the test's output clean."""
 
     def do_HEAD(self) -> None:
@@ -54,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
                 return
             names = sorted(p.relative_to(hub.folder).as_posix() for p in hub.folder.rglob("*") if p.is_file())
             if parts[0] == "tree":
-                tree = [{"type": "file", "path": n, "size": (hub.folder / n).stat().st_size, "oid": "0" * 40} for n in names]
+                tree = [
+                    {"type": "file", "path": n, "size": (hub.folder / n).stat().st_size, "oid": "0" * 40} for n in names
+                ]
                 self._send(200, json.dumps(tree).encode(), {}, body=body)
                 return
             info = {"id": hub.repo, "sha": known[revision], "siblings": [{"rfilename": name} for name in names]}

@@ -1,4 +1,5 @@
-"""A model by hub id: a revision becomes a commit, and what comes down is checked. Against a server of the hub's protocol.
+"""A model by hub id: a revision becomes a commit, and what comes down is checked. Against a server of the hub's
+protocol.
 
 The program is asked in processes of their own, because the hub's client reads HF_ENDPOINT when it is imported.
 """
@@ -40,7 +41,13 @@ def ask(hub_url: str, cache: Path, repo: str, revision: str, **environment: str)
     """Fetch in a clean process; what it printed."""
     result = subprocess.run(
         [sys.executable, "-c", ASK, repo, revision, cache / f"out-{len(list(cache.iterdir()))}"],
-        env={**os.environ, "HF_ENDPOINT": hub_url, "HF_HOME": str(cache / "home"), "HF_HUB_DISABLE_XET": "1", **environment},
+        env={
+            **os.environ,
+            "HF_ENDPOINT": hub_url,
+            "HF_HOME": str(cache / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=60,

@@ -3,9 +3,9 @@
     python tests/tiny_llama/train.py OUT
 
 takes a few minutes on two CPU threads. The shape is chosen for quantization: every Linear dimension is a multiple of
-128, so that group 128 fits, and a head has 32 dimensions, the least that serving engines take. Training runs in float32,
-with a high learning rate and no weight decay, which leaves the uneven weights that real models have and that make
-4-bit rounding hurt; what is saved is bfloat16.
+128, so that group 128 fits, and a head has 32 dimensions, the least that serving engines take. Training runs in
+float32, with a high learning rate and no weight decay, which leaves the uneven weights that real models have and that
+make 4-bit rounding hurt; what is saved is bfloat16.
 """
 
 import sys
@@ -99,7 +99,9 @@ def fit(model: "LlamaForCausalLM", ids: "torch.Tensor") -> None:
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == STEPS - 1:
-            print(f"step {step}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"step {step}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
+            )
 
 
 def main(out: Path) -> None:
