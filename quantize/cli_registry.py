@@ -26,19 +26,20 @@ reason_option = click.option("--reason", required=True, help="Why; it is kept wi
 @json_option
 def status(model: str, store_path: Path, uri: str | None, as_json: bool) -> None:
     """Show the aliases and versions of MODEL, and why they are what they are."""
-    registry = _registry(model, uri, store_path)
-    versions, aliases = registry.versions(), registry.aliases()
+    from quantize.history import status as rows_of
+
+    rows = rows_of(_registry(model, uri, store_path))
     if as_json:
-        as_document({"model": model, "aliases": aliases, "versions": [asdict(version) for version in versions]})
+        aliases = {alias: row.version for row in rows for alias in row.aliases}
+        as_document({"model": model, "aliases": aliases, "versions": [asdict(row) for row in rows]})
         return
-    if not versions:
-        click.echo(f"{model}: no versions yet")
-    for version in versions:
-        names = ", ".join(sorted(alias for alias, number in aliases.items() if number == version.version))
-        digest = version.artifact_digest[:12]
-        click.echo(f"{version.version:>4}  {version.variant:<16} {version.state:<13} {digest}  {names}")
-        if sentence := version.tags.get("sentence"):
-            click.echo(f"      {sentence}")
+    for row in rows:
+        size = f"{row.weight_bytes / 1e6:,.1f} MB" if row.weight_bytes is not None else ""
+        names = ", ".join(row.aliases)
+        state = row.state.replace("_", " ")
+        click.echo(f"{row.version:>4}  {row.variant:<16} {state:<13} {size:>12}  {row.artifact_digest[:12]}  {names}")
+        if row.sentence:
+            click.echo(f"      {row.decided_at}, {row.actor}: {row.sentence}")
 
 
 @click.command()
@@ -47,15 +48,19 @@ def status(model: str, store_path: Path, uri: str | None, as_json: bool) -> None
 @registry_option
 @json_option
 def history(model: str, store_path: Path, uri: str | None, as_json: bool) -> None:
-    """Tell what happened to MODEL: what, when, by whom."""
-    from quantize.operate import history as events_of
+    """Tell what happened to MODEL: what, when, by whom, on which evidence, against which champion."""
+    from quantize.history import history as events_of
 
     events = events_of(_registry(model, uri, store_path))
     if as_json:
         as_document([asdict(event) for event in events])
         return
     for event in events:
-        click.echo(f"{event.when}  version {event.version:>3} {event.variant:<16} {event.what}  [{event.by}]")
+        against = f", before it {event.against}" if event.against not in (None, event.version) else ""
+        evidence = f", verdict {event.verdict[:12]}" if event.verdict else ""
+        head = f"{event.when}  {event.what}: {event.variant} version {event.version}{against}"
+        click.echo(f"{head}  ({event.actor}{evidence})")
+        click.echo(f"      {event.reason}")
 
 
 @click.command()
@@ -90,6 +95,8 @@ def rollback(model: str, alias: str | None, to: str | None, reason: str, store_p
 
     move = operate.rollback(_registry(model, uri, store_path), alias, to, reason, getpass.getuser())
     click.echo(f"{move.alias}: version {move.before} → {move.after}")
+    if move.still:
+        click.echo(f"{', '.join(move.still)} still at version {move.before}: roll back with --alias", err=True)
 
 
 @click.command()
@@ -99,12 +106,12 @@ def rollback(model: str, alias: str | None, to: str | None, reason: str, store_p
 @registry_option
 def pull(reference: str, out: Path, store_path: Path, uri: str | None) -> None:
     """Fetch exactly the bytes that were judged, verified, into DIR. ALIAS may be a version number."""
-    from quantize import operate
+    from quantize.pull import pull as fetch
 
     model, at, alias = reference.partition("@")
     if not at or not alias:
         raise click.UsageError(f"{reference!r}: write it as NAME@ALIAS, for example my-model@production.")
-    version = operate.pull(_registry(model, uri, store_path), alias, out)
+    version = fetch(_registry(model, uri, store_path), alias, out)
     click.echo(f"{out}: version {version.version} ({version.variant}), digest {version.artifact_digest[:12]}", err=True)
 
 

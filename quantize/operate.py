@@ -1,198 +1,165 @@
-"""What an operator does to a registered model by hand: look, promote, roll back, pull."""
+"""What an operator does to a registered model by hand: promote, roll back."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
 
-from quantize.artifact import FileEntry, files_digest
+from quantize import faults
 from quantize.errors import RegistryError
-from quantize.protocols import MANIFEST_FILE, Registry, VersionState
-from quantize.record import file_sha256
-from quantize.store import writing
+from quantize.history import known_versions
+from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, target_names
+from quantize.protocols import Registry, VersionState
 
-__all__ = ["Event", "Move", "history", "promote", "pull", "rollback"]
+__all__ = ["Move", "promote", "rollback"]
 
 _PROMOTABLE = ("passed", "promoted", "superseded")
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that happened to a model, as its versions' tags tell it."""
-
-    when: str
-    version: str
-    variant: str
-    what: str
-    by: str
+#: What a rollback may go to without being told: what served before, or the model as given.
+_SERVED = ("promoted", "superseded", BASELINE)
+_PENDING = "rollback_pending"
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """An alias that was moved by hand."""
+    """An alias that was moved by hand. `still` are other aliases that serve the version that was left."""
 
     alias: str
     before: str | None
     after: str
     reason: str
-    by: str
-
-
-def history(registry: Registry) -> list[Event]:
-    """Everything that happened, oldest first."""
-    events = []
-    for version in registry.versions():
-        tags = version.tags
-        made = "registered as the baseline" if version.variant == "baseline" else "registered"
-        events.append(Event(version.created, version.version, version.variant, made, tags.get("program", "")))
-        if "decided_at" in tags:
-            events.append(
-                Event(
-                    tags["decided_at"],
-                    version.version,
-                    version.variant,
-                    tags.get("sentence", ""),
-                    tags.get("actor", ""),
-                )
-            )
-        for verb in ("promoted", "rolled_back"):
-            if f"{verb}_at" in tags:
-                what = f"{verb.replace('_', ' ')} by hand: {tags.get(f'{verb}_reason', '')}"
-                by = tags.get(f"{verb}_by", "")
-                events.append(Event(tags[f"{verb}_at"], version.version, version.variant, what, by))
-    return sorted(events, key=lambda event: (event.when, int(event.version)))
+    actor: str
+    still: tuple[str, ...] = ()
 
 
 def promote(registry: Registry, variant: str, version: str | None, reason: str, actor: str, *, force: bool) -> Move:
-    """Make a version the champion of its variant. Without `version`: the newest that passed. Raises RegistryError."""
-    versions = {v.version: v for v in _known(registry)}
-    mine = [v for v in versions.values() if v.variant == variant]
-    if not mine:
-        names = ", ".join(sorted({v.variant for v in versions.values()}))
-        raise RegistryError(f"there is no variant {variant!r} (there are {names}).", where=registry.name)
-    wanted = _choose(mine, version, registry, force=force)
-    aliases = registry.aliases()
-    before = aliases.get(variant)
-    if before != wanted.version:
-        registry.set_alias(f"{variant}-previous", before or _known(registry)[0].version)
-        registry.set_alias(variant, wanted.version)
-    if before is not None and before != wanted.version and versions[before].state == "promoted":
-        registry.tag(before, {"state": "superseded"})
-    registry.tag(wanted.version, {"state": "promoted", **_signed("promoted", reason, actor)})
+    """Make a version the champion of `variant`; without `version`, the newest that passed.
+
+    `variant` may be a target's alias, then `version` is needed. Raises RegistryError for a version that did not pass or
+    was rolled back, unless `force`.
+    """
+    versions = known_versions(registry)
+    aliases = alias_map(versions)
+    if variant in target_names(versions) and version is not None:
+        wanted = _fit(_named(versions, version, registry), (*_PROMOTABLE, BASELINE), registry, force=force)
+        if aliases[variant] != wanted.version:
+            registry.set_alias(f"{variant}-previous", aliases[variant])
+            registry.set_alias(variant, wanted.version)
+        before: str | None = aliases[variant]
+    else:
+        wanted = _candidate(versions, variant, version, registry, force=force)
+        before = aliases.get(variant)
+        move_champion(registry, variant, wanted.version, {})
+    faults.point("promote.moved")
+    event = Event(now(), "promoted", wanted.variant, wanted.version, {variant: wanted.version}, before, actor, reason)
+    journal(registry, wanted, event)
+    faults.point("promote.journaled")
     return Move(variant, before, wanted.version, reason, actor)
 
 
 def rollback(registry: Registry, alias: str | None, to: str | None, reason: str, actor: str) -> Move:
     """Move an alias (of a variant or a target; None: the only target) back to its previous version, or to `to`.
 
-    The version that is left is marked, and no run promotes it again. Raises RegistryError.
+    The version that is left is marked first, and no run promotes it again; `<alias>-previous` then points at it. A
+    rollback that was cut off is finished by the next one. Raises RegistryError.
     """
-    versions = {v.version: v for v in _known(registry)}
-    aliases = registry.aliases()
-    alias = alias or _only_target(registry, aliases)
+    versions = known_versions(registry)
+    aliases = alias_map(versions)
+    alias = alias or _only_target(versions, registry)
     if alias not in aliases:
         names = ", ".join(sorted(name for name in aliases if not name.endswith(("-previous", "-candidate")))) or "none"
-        raise RegistryError(f"there is no alias {alias!r} (there are {names}).", where=registry.name)
+        raise RegistryError(f"it has no alias {alias!r} (there are {names}).", where=registry.name)
+    left, after = _begun(versions, alias, aliases[alias]) or (
+        _named(versions, aliases[alias], registry),
+        _destination(versions, alias, to, registry),
+    )
+    mark = {_PENDING: f"{alias} {after.version}", "rolled_back_at": now(), "actor": actor, "reason": reason}
+    registry.tag(left.version, {**mark, "state": BASELINE if left.variant == BASELINE else "rolled_back"})
+    faults.point("rollback.marked")
+    registry.set_alias(alias, after.version)
+    faults.point("rollback.moved")
+    registry.set_alias(f"{alias}-previous", left.version)
+    faults.point("rollback.previous")
+    if after.state == "superseded" and after.variant == alias:
+        registry.tag(after.version, {"state": "promoted"})
+    event = Event(now(), "rolled back", left.variant, left.version, {alias: after.version}, left.version, actor, reason)
+    journal(registry, left, event)
+    faults.point("rollback.journaled")
+    registry.tag(left.version, {_PENDING: ""})
+    rest = (name for name in left.aliases if name != alias and not name.endswith(("-previous", "-candidate")))
+    return Move(alias, left.version, after.version, reason, actor, tuple(rest))
+
+
+def _begun(versions: list[VersionState], alias: str, points_at: str) -> tuple[VersionState, VersionState] | None:
+    """The two ends of a rollback of this alias that was cut off, unless the alias has gone elsewhere since."""
+    for left in versions:
+        name, _, number = left.tags.get(_PENDING, "").partition(" ")
+        after = next((version for version in versions if version.version == number), None)
+        if name == alias and after is not None and points_at in (left.version, after.version):
+            return left, after
+    return None
+
+
+def _destination(versions: list[VersionState], alias: str, to: str | None, registry: Registry) -> VersionState:
+    """The version to go back to: `to`, or what the alias served before."""
+    aliases = alias_map(versions)
     before = aliases[alias]
-    after = to or aliases.get(f"{alias}-previous")
-    if after is None or after == before:
+    number = to or aliases.get(f"{alias}-previous")
+    if number is None or number == before:
         raise RegistryError(
-            f"{alias} points at version {before} and there is nothing before it to go back to.",
+            f"{alias} points at version {before}, and there is nothing else to go back to.",
             where=registry.name,
             fix="Name a version with --to; `quantize status` lists them.",
         )
-    if after not in versions:
-        raise RegistryError(f"there is no version {after}.", where=registry.name)
-    registry.set_alias(alias, after)
-    if before != next(iter(versions)):
-        registry.tag(before, {"state": "rolled_back", **_signed("rolled_back", reason, actor)})
-    return Move(alias, before, after, reason, actor)
-
-
-def pull(registry: Registry, reference: str, out: Path) -> VersionState:
-    """Fetch the bytes behind an alias or a version into `out` and verify each of them. Raises RegistryError.
-
-    `out` appears only when all of it is there and right.
-    """
-    versions = {v.version: v for v in _known(registry)}
-    aliases = registry.aliases()
-    number = aliases.get(reference, reference)
-    if number not in versions:
-        names = ", ".join(sorted(aliases)) or "none"
-        raise RegistryError(f"there is no alias or version {reference!r} (aliases: {names}).", where=registry.name)
-    version = versions[number]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RegistryError("the place is not empty.", where=str(out), fix="Name a new directory.")
-    with writing(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-        try:
-            registry.download(version.version, scratch)
-            _verify(scratch, version, registry)
-            if out.exists():
-                out.rmdir()
-            scratch.chmod(0o755)
-            scratch.rename(out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return version
-
-
-def _known(registry: Registry) -> list[VersionState]:
-    versions = registry.versions()
-    if not versions:
-        raise RegistryError("there is no such registered model.", where=registry.name, fix="`quantize run` makes one.")
-    return versions
-
-
-def _choose(mine: list[VersionState], version: str | None, registry: Registry, *, force: bool) -> VersionState:
-    if version is None:
-        fit = [v for v in mine if v.state in _PROMOTABLE] or (mine if force else [])
-        if not fit:
-            states = ", ".join(f"{v.version} {v.state}" for v in mine)
-            raise RegistryError(f"no version passed ({states}).", where=registry.name, fix="--force overrides that.")
-        return fit[-1]
-    found = next((v for v in mine if v.version == version), None)
-    if found is None:
-        raise RegistryError(f"version {version} is not one of this variant.", where=registry.name)
-    if found.state not in _PROMOTABLE and not force:
-        raise RegistryError(f"version {version} is {found.state}.", where=registry.name, fix="--force overrides that.")
+    found = _named(versions, number, registry)
+    if to is None and found.state not in _SERVED:
+        raise RegistryError(
+            f"{alias} was version {number} before, and that one is {found.state.replace('_', ' ')}.",
+            where=registry.name,
+            fix=f"Name a version with --to (--to {number} goes there all the same); `quantize status` lists them.",
+        )
     return found
 
 
-def _only_target(registry: Registry, aliases: dict[str, str]) -> str:
-    """The one alias that is not a variant's: what consumers load."""
-    variants = {version.variant for version in registry.versions()}
-    names = {name for name in aliases if not name.endswith(("-previous", "-candidate"))} - variants
+def _candidate(
+    versions: list[VersionState], variant: str, number: str | None, registry: Registry, *, force: bool
+) -> VersionState:
+    mine = [version for version in versions if version.variant == variant]
+    if not mine or variant == BASELINE:
+        names = ", ".join(sorted({v.variant for v in versions} - {BASELINE})) or "none"
+        targets = ", ".join(target_names(versions))
+        also = f"; with --version also a target: {targets}" if targets else ""
+        raise RegistryError(f"it has no variant {variant!r} (there are {names}{also}).", where=registry.name)
+    if number is None:
+        passed = [version for version in mine if version.state in _PROMOTABLE]
+        return passed[-1] if passed else _fit(mine[-1], _PROMOTABLE, registry, force=force)
+    found = next((version for version in mine if version.version == number), None)
+    if found is None:
+        numbers = ", ".join(version.version for version in mine)
+        raise RegistryError(f"version {number} is not one of {variant} (those are {numbers}).", where=registry.name)
+    return _fit(found, _PROMOTABLE, registry, force=force)
+
+
+def _fit(version: VersionState, states: tuple[str, ...], registry: Registry, *, force: bool) -> VersionState:
+    if version.state in states or force:
+        return version
+    raise RegistryError(
+        f"version {version.version} is {version.state.replace('_', ' ')}.",
+        where=registry.name,
+        fix="--force promotes it all the same.",
+    )
+
+
+def _named(versions: list[VersionState], number: str, registry: Registry) -> VersionState:
+    found = next((version for version in versions if version.version == number), None)
+    if found is None:
+        raise RegistryError(
+            f"there is no version {number} (the newest is {versions[-1].version}).", where=registry.name
+        )
+    return found
+
+
+def _only_target(versions: list[VersionState], registry: Registry) -> str:
+    names = target_names(versions)
     if len(names) != 1:
-        listed = ", ".join(sorted(names)) or "none"
+        listed = ", ".join(names) or "none"
         raise RegistryError(f"the model has not one target but: {listed}.", where=registry.name, fix="Name --alias.")
-    return names.pop()
-
-
-def _signed(verb: str, reason: str, actor: str) -> dict[str, str]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {f"{verb}_at": now, f"{verb}_by": actor, f"{verb}_reason": reason}
-
-
-def _verify(directory: Path, version: VersionState, registry: Registry) -> None:
-    """Every file listed is there with its digest, nothing else is, and the list is the version's."""
-    where = f"{registry.name} version {version.version}"
-    listing = directory / MANIFEST_FILE
-    if not listing.is_file():
-        raise RegistryError("it holds no list of files; quantize did not make it.", where=where)
-    entries = [FileEntry(**row) for row in json.loads(listing.read_text(encoding="utf-8"))["files"]]
-    if files_digest(entries) != version.artifact_digest:
-        raise RegistryError("its list of files is not the one that was judged.", where=where, fix="Do not use it.")
-    for entry in entries:
-        path = directory / PurePosixPath(entry.path)
-        if ".." in PurePosixPath(entry.path).parts or not path.is_file() or file_sha256(path) != entry.sha256:
-            raise RegistryError(f"{entry.path} is not the file that was judged.", where=where, fix="Do not use it.")
-    extra = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
-    extra -= {entry.path for entry in entries} | {MANIFEST_FILE}
-    if extra:
-        raise RegistryError(f"{min(extra)} was added after it was judged.", where=where, fix="Do not use it.")
+    return names[0]

@@ -50,36 +50,29 @@ PROMPTS = (
     "東京は日本の首都です。京都は",
 )
 
-#: Limits in nat for the KL divergence of (largest, mean) position, by the dtype of the arithmetic and by whether
+#: Limits in nat for the KL divergence, averaged over the positions, by the dtype of the arithmetic and by whether
 #: activations are rounded. Measured on the trained test model (0.8M parameters) and on SmolLM2-135M-Instruct:
 #:
-#: | float32                              | largest     | mean        |
+#: | mean KL                                 | weights rounded | activations too (W8A8, FP8_DYNAMIC) |
 #: |---|---|---|
-#: | any scheme, reloaded, same kernels   | 0           | 0           |
-#: | W4A16, other attention kernel        | 1e-10       | 1e-11       |
-#: | W4A16, 5 % on one Linear's scales    | >= 1.7e-4   | >= 4e-5     |
-#: | W4A16, two layers swapped            | 2.2 to 7.3  | 0.24        |
-#: | W8A8, other number of threads        | 0.16        | 0.012       |
-#: | W8A8, other attention kernel         | 0.19        | 0.025       |
-#: | FP8_DYNAMIC, other attention kernel  | 0.21        | 0.014       |
-#: | W8A8, FP8: 5 % on one Linear's scales| >= 1.9e-3   | >= 1.6e-4   |
-#: | W8A8, FP8: two layers swapped        | 1.8 to 6.6  | 0.20        |
-#: | **bfloat16**                         |             |             |
-#: | any scheme, reloaded, same kernels   | 0           | 0           |
-#: | W4A16, other kernel, or in float32   | 0.015       | 0.002       |
-#: | W8A8, other kernel, or in float32    | 0.66        | 0.05        |
-#: | two layers swapped                   | 2.2 to 7.3  | 0.24        |
+#: | float32, reloaded, same kernels         | 0               | 0            |
+#: | float32, other number of threads        | <= 1e-12        | <= 0.012     |
+#: | float32, other attention kernel         | <= 1e-11        | <= 0.025     |
+#: | bfloat16 against itself or float32      | <= 0.002        | <= 0.086     |
+#: | 5 % on the scales of any one Linear     | >= 4.7e-6       | >= 7e-5      |
+#: | two layers swapped                      | >= 0.22         | >= 0.197     |
 #:
-#: With weights alone rounded the answers are reproducible and the limit is sharp. With rounded activations a last-bit
-#: difference flips roundings, and flips move the answer further than a planted 5 % error does: there the limit is only
-#: there for gross errors, and `fingerprint` finds the fine ones.
-LIMITS: dict[tuple[str, bool], tuple[float, float]] = {
-    ("float32", False): (1e-6, 1e-7),
-    ("float32", True): (0.6, 0.07),
-    ("bfloat16", False): (0.15, 0.02),
-    ("bfloat16", True): (1.5, 0.11),
-    ("float16", False): (0.15, 0.02),
-    ("float16", True): (1.5, 0.11),
+#: In float32 with only weights rounded answers are reproducible, and the limit is sharp. Rounded activations are not:
+#: a last-bit difference flips roundings, and flips move the answers further than 5 % on one layer does. There the limit
+#: is for gross errors only, and `fingerprint` finds the fine ones. The mean, because the largest KL of an honest reload
+#: in another dtype (7.5) is as large as that of two swapped layers (1.8 to 28).
+LIMITS: dict[tuple[str, bool], float] = {
+    ("float32", False): 1e-7,
+    ("float32", True): 0.07,
+    ("bfloat16", False): 0.02,
+    ("bfloat16", True): 0.13,
+    ("float16", False): 0.02,
+    ("float16", True): 0.13,
 }
 
 
@@ -133,28 +126,27 @@ def record(model: Any, tokenizer_dir: Path, out: Path) -> None:
     save_file(tensors, out / WITNESS_FILE, metadata=metadata)
 
 
-def prove(checkpoint: Path, witness: Path, baseline: Path, session: Session, load_seconds: float) -> Proof:
+def prove(checkpoint: Path, witness: Path, baseline: Path, session: Session) -> Proof:
     """Compare `checkpoint`, as loaded in `session`, with the witness in `witness` and with the baseline's directory.
 
-    `load_seconds` is how long opening the session took; it goes into the numbers, as does this process's peak memory.
+    The same bytes give the same proof: how long it took and what it cost stands in the stage's manifest instead.
     """
     from safetensors import safe_open
 
     with safe_open(witness / WITNESS_FILE, "pt") as file:
         metadata: dict[str, str] = file.metadata()
         recorded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    numbers: Numbers = {"load_seconds": round(load_seconds, 3), "dtype": metadata["dtype"]}
+    numbers: Numbers = {"dtype": metadata["dtype"]}
     broken = [
         *_text_differences(checkpoint, baseline),
         *_weight_differences(checkpoint, recorded, metadata, numbers),
         *_answer_differences(session, recorded, metadata, numbers),
     ]
-    numbers["peak_memory_bytes"] = _peak_memory()
     if broken:
         return Proof(outcome="fail", sentences=tuple(broken), numbers=numbers)
     sentence = (
-        f"the checkpoint answers as the model in memory did: at {numbers['positions']} positions the KL divergence is "
-        f"{numbers['max_kl']:.1e} nat at most (limit {numbers['max_kl_limit']:.0e})"
+        f"the checkpoint answers as the model in memory did: over {numbers['positions']} positions the KL divergence "
+        f"is {numbers['mean_kl']:.1e} nat on average (limit {numbers['limit']:.0e})"
     )
     return Proof(outcome="pass", sentences=(sentence,), numbers=numbers)
 
@@ -196,13 +188,8 @@ def _answer_differences(
     logits = torch.cat([session.logits(ids[None])[0, -POSITIONS:].float().cpu() for ids in prompts])
     rounded = metadata["activations_rounded"] == "True"
     arithmetic = _dtype_behind(logits)
-    max_limit, mean_limit = max(LIMITS[metadata["dtype"], rounded], LIMITS[arithmetic, rounded])
-    numbers |= {
-        "positions": len(logits),
-        "session_dtype": arithmetic,
-        "max_kl_limit": max_limit,
-        "mean_kl_limit": mean_limit,
-    }
+    limit = max(LIMITS[metadata["dtype"], rounded], LIMITS[arithmetic, rounded])
+    numbers |= {"positions": len(logits), "session_dtype": arithmetic, "limit": limit}
     finite = logits.isfinite().all(1)
     if not bool(finite.all()):
         return [f"logits are not finite at {int((~finite).sum())} of {len(logits)} positions"]
@@ -216,12 +203,12 @@ def _answer_differences(
     largest, mean = float(kl.max()), float(kl.mean())
     agreement = float((logits.argmax(1) == recorded["top_ids"][:, 0]).double().mean())
     numbers |= {"max_kl": largest, "mean_kl": mean, "top1_agreement": agreement}
-    if largest <= max_limit and mean <= mean_limit:
+    if mean <= limit:
         return []
     sentence = (
         f"the checkpoint does not answer as the model in memory did: over {len(kl)} positions the KL divergence is "
-        f"{largest:.1e} nat at most and {mean:.1e} on average (limits {max_limit:.0e} and {mean_limit:.0e}), and the "
-        f"most likely token agrees at {agreement:.0%}"
+        f"{mean:.1e} nat on average (limit {limit:.0e}) and {largest:.1e} at most, and the most likely token agrees at "
+        f"{agreement:.0%}"
     )
     return [sentence]
 
@@ -294,14 +281,3 @@ def _stop_tokens(path: Path) -> dict[str, Any]:
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     nested = values.get("text_config") or {}
     return {name: values.get(name, nested.get(name)) for name in STOP_TOKENS}
-
-
-def _peak_memory() -> int:
-    """Peak bytes of this process: device memory where a GPU was used, resident memory otherwise."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,182 +1,224 @@
 """From verdicts to decisions, and from decisions to versions and aliases.
 
-The order of a promotion, each step idempotent, so that the next run finishes what a crash left:
+The order of a release, each step idempotent, so that the next run finishes what a crash left:
 
-    publish    the artifact's digests are recomputed from bytes, then it becomes a version (`registered`)
-    judged     the version is tagged with the verdict: passed, rejected, inconclusive or error
-    candidate  <variant>-candidate   <- the version
-    previous   <variant>-previous    <- the champion that is about to go (the baseline, where there was none)
-    champion   <variant>             <- the version, and read back
-    targets    each deployment target <- the best champion of its variants
-    decided    the version is tagged with the digest of the verdict: from here on there is nothing left to do
+    publish     the artifact's digests are recomputed from bytes, then it becomes a version (`registered`)
+    verdict     the version is tagged with its verdict: passed, rejected, inconclusive or error
+    candidate   <variant>-candidate <- the version
+    previous    <variant>-previous  <- the champion that is about to go (the baseline, where there was none)
+    champion    <variant>           <- the version; both are read back; then the tags `superseded` and `promoted`
+    targets     each deployment target <- the best champion of its variants
+    kept        the decision is logged to MLflow, and the run's record and report are on disk
+    decided     the version is tagged with the digest of the verdict: from here on there is nothing left to do
 
-A verdict that is already on a version is not decided again: an unchanged recipe costs two questions to the registry.
+A verdict that a version was already decided by is not decided again: an unchanged recipe costs two questions to the
+registry. Releases of one model from one store wait for each other; between stores nothing but MLflow's own atomicity
+and the reading back stands, which detects a second writer and does not prevent one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from quantize import __version__, faults
 from quantize.artifact import Manifest
 from quantize.errors import RegistryError
-from quantize.evidence import Measurement
 from quantize.plan import Stage
+from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, point_targets
 from quantize.protocols import Registry, VersionState
+from quantize.record import digest
 from quantize.run import Runner, RunRecord, VariantRecord
-from quantize.store import read_manifest
+from quantize.runlog import baseline_metrics, parent_params, variant_files, variant_metrics, variant_params
+from quantize.store import read_manifest, writing
 from quantize.verdict import Action, Decision, Outcome, Verdict
 
 __all__ = ["BASELINE", "release_run"]
 
-BASELINE = "baseline"
 _STATES: dict[Outcome, str] = {"pass": "passed", "fail": "rejected", "inconclusive": "inconclusive", "error": "error"}
 _ACTIONS: dict[Outcome, Action] = {"pass": "promote", "fail": "reject", "inconclusive": "hold", "error": "reject"}
+_DONE: dict[Action, str] = {"promote": "promoted", "reject": "rejected", "hold": "held"}
 Report = Callable[[RunRecord], str]
 
 
-def release_run(registry: Registry, runner: Runner, record: RunRecord, report: Report) -> RunRecord:
-    """Decide what is new in `record` and carry it out. Returns the record with its new decisions, and writes it."""
-    versions = registry.versions()
-    _check_ours(versions, registry, runner)
-    pending = [
-        variant for variant in record.variants if variant.verdict.artifact_digest and not _decided(variant, versions)
-    ]
-    if pending:
-        record = _Release(registry, runner, record, versions).carry_out(pending)
-    text = report(record)
-    (runner.directory / "report.md").write_text(text, encoding="utf-8")
-    runner.write(record)
+def release_run(registry: Registry, runner: Runner, record: RunRecord, report: Report | None = None) -> RunRecord:
+    """Decide what is new in `record` and carry it out. Returns the record with its new decisions, and writes it.
+
+    `report` makes the Markdown that is kept beside the record. Raises RegistryError, or StoreError for an artifact
+    whose bytes are not its manifest's; the same run again finishes what was begun.
+    """
+
+    def waiting(_owner: str) -> None:
+        runner.watcher.note(f"another run is releasing {registry.name}; waiting")
+
+    with runner.store.lease("release", digest(registry.name), waiting):
+        versions = registry.versions()
+        _check_ours(versions, registry, runner)
+        fresh = [v for v in record.variants if v.verdict.artifact_digest and not _decided(v, versions)]
+        if not fresh:
+            if versions and set(registry.targets) - set(alias_map(versions)):
+                point_targets(registry, registry.targets, set())
+            _keep(runner, record, report)
+            return record
+        release = _Release(registry, runner, record, versions)
+        try:
+            record = release.carry_out(fresh)
+            _keep(runner, record, report)
+            faults.point("release.kept")
+            release.conclude()
+        except BaseException:
+            release.abandon()
+            raise
     return record
 
 
 @dataclass
 class _Release:
-    """One release: the registry as it was found, and what it became."""
+    """One release: the registry as it was found, the MLflow runs that are open, and what was decided."""
 
     registry: Registry
     runner: Runner
     record: RunRecord
     versions: list[VersionState]
+    parent: str = ""
+    open: list[str] = field(default_factory=list)
+    decided: list[tuple[VersionState, Decision]] = field(default_factory=list)
 
-    def carry_out(self, pending: list[VariantRecord]) -> RunRecord:
-        """Open the runs, promote or reject each pending variant, move the targets, record the decisions."""
-        aliases = self.registry.aliases()
-        parent = self.registry.start_run(self.record.run, None, {"recipe": self.record.recipe})
+    def carry_out(self, fresh: list[VariantRecord]) -> RunRecord:
+        """Publish, promote or reject each fresh variant, move the targets; returns the record with its decisions."""
+        self.parent = self._start(self.record.run, {"recipe": self.record.recipe})
         recipe = [self.runner.directory / "recipe.yaml"]
-        self.registry.log(parent, self._parameters(), {}, {"": recipe})
-        baseline = self._baseline(parent, pending)
-        decisions: dict[str, tuple[Decision, str]] = {}
-        for variant in pending:
-            run = self._child(parent, variant)
+        self.registry.log(self.parent, parent_params(self.runner, self.record), {}, {"": recipe})
+        faults.point("release.started")
+        self._baseline(fresh)
+        for variant in fresh:
+            run = self._start(variant.name, {"variant": variant.name, "outcome": variant.verdict.outcome})
+            files = variant_files(self.runner, variant)
+            params = variant_params(self.runner, variant.name)
+            self.registry.log(run, params, variant_metrics(variant.evidence), files)
             version = self._publish(variant, run)
-            decision = self._decide(variant, version, run, aliases, baseline)
-            decisions[variant.name] = (decision, run)
-        moved = self._targets(aliases, baseline)
-        variants = []
-        for variant in self.record.variants:
-            if variant.name not in decisions:
-                variants.append(variant)
-                continue
-            decision, run = decisions[variant.name]
-            mine = {alias: version for alias, version in moved.items() if version == decision.model_version}
-            decision = decision.model_copy(
-                update={
-                    "aliases": {**decision.aliases, **mine},
-                    "sentence": decision.sentence + "".join(f" {alias} now points at it." for alias in mine),
-                }
-            )
-            variants.append(variant.model_copy(update={"decision": decision}))
-            self._record(decision, run)
-        self.registry.end_run(parent, "FINISHED")
+            self.decided.append((version, self._decide(variant, version, run)))
+        promoted = {decision.variant for _, decision in self.decided if decision.action == "promote"}
+        moved = point_targets(self.registry, self.registry.targets, promoted)
+        faults.point("release.targets")
+        aliases = self.registry.aliases()
+        self.decided = [(version, _with_aliases(decision, aliases, moved)) for version, decision in self.decided]
+        decisions = {decision.variant: decision for _, decision in self.decided}
+        variants = [v.model_copy(update={"decision": decisions.get(v.name)}) for v in self.record.variants]
+        for decision in decisions.values():
+            self.registry.log_decision(decision.run, decision)
+        faults.point("release.logged")
         return self.record.model_copy(update={"variants": variants})
 
-    def _baseline(self, parent: str, pending: list[VariantRecord]) -> str:
-        """The baseline's child run, and version 1 if there is none yet; returns its version."""
-        measured = next((v.evidence.baseline_measurements for v in pending if v.evidence is not None), [])
-        run = self.registry.start_run(BASELINE, parent, {"variant": BASELINE, "run": self.record.run})
-        self.registry.log(run, {}, _metrics(measured), {})
-        if not self.versions:
-            manifest = self._verified(self.runner.plan.fetch)
-            tags = {
-                "state": "baseline",
-                "artifact_digest": manifest.checkpoint_digest(),
-                "weight_bytes": str(manifest.weight_bytes()),
-                "program": f"quantize {__version__}",
-            }
-            checkpoint = self._checkpoint(self.runner.plan.fetch)
-            self.versions.append(self.registry.publish(checkpoint, _listing(manifest), BASELINE, run, tags))
-            faults.point("release.baseline_published")
-        self.registry.end_run(run, "FINISHED")
-        return self.versions[0].version
+    def conclude(self) -> None:
+        """Log the record and the report, close the runs, and tag the versions as decided, last of all."""
+        kept = [self.runner.directory / name for name in ("run.json", "report.md")]
+        self.registry.log(self.parent, {}, {}, {"": [path for path in kept if path.is_file()]})
+        while self.open:
+            self.registry.end_run(self.open.pop(), "FINISHED")
+        faults.point("release.ended")
+        for version, decision in self.decided:
+            event = Event(
+                when=decision.decided_at,
+                what=_DONE[decision.action],
+                variant=decision.variant,
+                version=version.version,
+                aliases=decision.aliases,
+                against=decision.previous_version,
+                actor=decision.actor,
+                reason=decision.sentence,
+                verdict=decision.verdict_digest,
+                run=decision.run,
+            )
+            journal(self.registry, version, event)
+            faults.point("release.journaled")
+            signed = {"decided_at": decision.decided_at, "actor": decision.actor, "sentence": decision.sentence}
+            self.registry.tag(version.version, {**signed, "decided": decision.verdict_digest})
+            faults.point("release.decided")
 
-    def _child(self, parent: str, variant: VariantRecord) -> str:
-        """A child run with the variant's parameters, measurements and rows."""
-        run = self.registry.start_run(variant.name, parent, {"variant": variant.name, "run": self.record.run})
-        store = self.runner.store
-        files: dict[str, list[Path]] = {}
-        for label, key in variant.stages.items():
-            kind = label.split(".")[0]
-            if kind == "evaluate":
-                files[f"rows/{label.partition('.')[2]}"] = [store.path(kind, key) / "rows.parquet"]
-            elif kind == "judge":
-                files[""] = [store.path(kind, key) / name for name in ("verdict.json", "evidence.json")]
-        config = next(way.variant for way in self.runner.plan.variants if way.variant.name == variant.name)
-        params = {key: json.dumps(value) for key, value in config.model_dump(mode="json").items()}
-        self.registry.log(run, params, _metrics(variant.evidence.measurements if variant.evidence else []), files)
+    def abandon(self) -> None:
+        """Close the open runs as failed, if the registry still answers: what is being raised matters more."""
+        try:
+            while self.open:
+                self.registry.end_run(self.open.pop(), "FAILED")
+        except RegistryError:
+            self.open.clear()
+
+    def _start(self, name: str, tags: dict[str, str]) -> str:
+        run = self.registry.start_run(name, self.parent or None, {**tags, "run": self.record.run})
+        self.open.append(run)
         return run
+
+    def _baseline(self, fresh: list[VariantRecord]) -> None:
+        """The baseline's child run, and version 1 if there is none yet."""
+        run = self._start(BASELINE, {"variant": BASELINE})
+        self.registry.log(run, variant_params(self.runner, None), baseline_metrics(fresh), {})
+        if not self.versions:
+            self.versions.append(self._register(self.runner.plan.fetch, BASELINE, run, BASELINE))
+            faults.point("release.baseline")
 
     def _publish(self, variant: VariantRecord, run: str) -> VersionState:
         """The version that holds the variant's artifact: the one there is, or a new one from verified bytes."""
-        digest = variant.verdict.artifact_digest
+        wanted = variant.verdict.artifact_digest
         for version in reversed(self.versions):
-            if version.variant == variant.name and version.artifact_digest == digest:
+            if (version.variant, version.artifact_digest) == (variant.name, wanted):
                 return version
         stage = next(way.quantize for way in self.runner.plan.variants if way.variant.name == variant.name)
-        manifest = self._verified(stage)
-        tags = {
-            "state": "registered",
-            "artifact_digest": digest,
-            "weight_bytes": str(manifest.weight_bytes()),
-            "program": f"quantize {__version__}",
-        }
-        version = self.registry.publish(self._checkpoint(stage), _listing(manifest), variant.name, run, tags)
-        self.versions.append(version)
+        version = self._register(stage, variant.name, run, "registered", wanted)
         faults.point("release.published")
         return version
 
-    def _decide(
-        self, variant: VariantRecord, version: VersionState, run: str, aliases: dict[str, str], baseline: str
-    ) -> Decision:
-        """Tag the version with its verdict and, if it passed, make it the champion. `aliases` is kept up to date."""
-        verdict = variant.verdict
-        action = _ACTIONS[verdict.outcome]
-        champion = aliases.get(variant.name)
-        reason = " ".join(verdict.reasons()[:1])
-        tags = {"run": self.record.run, "outcome": verdict.outcome, "lower": str(_lower(verdict))}
-        if version.state == "rolled_back":
-            action = "hold"
-            sentence = (
-                f"Held: version {version.version} was rolled back before; `quantize promote --force` overrides that."
+    def _register(self, stage: Stage, variant: str, run: str, state: str, wanted: str | None = None) -> VersionState:
+        """Verify a stage's bytes and make a version of its checkpoint. Raises StoreError, RegistryError."""
+        self.runner.verify(stage)
+        directory = self.runner.store.path(stage.kind, stage.key)
+        manifest = read_manifest(directory)
+        if manifest is None or (wanted is not None and manifest.checkpoint_digest() != wanted):
+            raise RegistryError(
+                "the artifact is not the one that the verdict is about.", where=str(directory), fix="Run again."
             )
-            self.registry.tag(version.version, tags)
+        tags = {
+            "state": state,
+            "artifact_digest": manifest.checkpoint_digest(),
+            "weight_bytes": str(manifest.weight_bytes()),
+            "recipe": self.record.recipe,
+            "run": self.record.run,
+            "program": f"quantize {__version__}",
+        }
+        return self.registry.publish(directory / "checkpoint", _listing(manifest), variant, run, tags)
+
+    def _decide(self, variant: VariantRecord, version: VersionState, run: str) -> Decision:
+        """Tag the version with its verdict and, if it passed, make it the champion."""
+        verdict = variant.verdict
+        number = version.version
+        action = _ACTIONS[verdict.outcome]
+        champion = alias_map(self.versions).get(variant.name)
+        reason = " ".join(verdict.reasons())
+        tags = {"verdict_digest": verdict.digest(), "outcome": verdict.outcome, "lower": _lower(verdict)}
+        tags |= {"recipe_digest": verdict.recipe_digest, "run": self.record.run, "evidence_run": run}
+        if version.state == "rolled_back":
+            # Its state stays: one good verdict does not undo what somebody saw in production.
+            self.registry.tag(number, tags)
+            action = "hold" if action == "promote" else action
+            sentence = f"{_DONE[action].capitalize()}: version {number} was rolled back before, and only "
+            sentence += f"`quantize promote --force` brings it back. {reason}"
         elif action == "promote":
-            self._promote(variant.name, version.version, tags, aliases, baseline)
-            replaced = champion if champion not in (None, version.version) else None
-            instead = f", replacing version {replaced}" if replaced else ""
-            sentence = f"Promoted: version {version.version} is the champion of {variant.name}{instead}. {reason}"
+            self.registry.tag(number, {**tags, "state": "passed"})
+            faults.point("release.passed")
+            before = move_champion(self.registry, variant.name, number, {})
+            if champion == number and version.tags.get("decided"):
+                sentence = f"Promoted: version {number} stays the champion of {variant.name}. {reason}"
+            else:
+                champion = before
+                instead = f", in place of version {champion}" if champion is not None else ""
+                sentence = f"Promoted: version {number} is the champion of {variant.name}{instead}. {reason}"
         else:
-            kept = _STATES[verdict.outcome] if champion != version.version else version.state
-            self.registry.tag(version.version, {**tags, "state": kept})
-            still = " It stays the champion until it is rolled back." if champion == version.version else ""
-            word = "Held" if action == "hold" else "Rejected"
-            sentence = f"{word}: version {version.version}. {reason}{still}"
-        faults.point("release.judged")
-        names = (variant.name, f"{variant.name}-previous", f"{variant.name}-candidate")
+            self.registry.tag(number, {**tags, "state": _STATES[verdict.outcome]})
+            faults.point("release.refused")
+            still = ", ".join(alias for alias in version.aliases if not alias.endswith("-candidate"))
+            warn = f" {still} still point{'' if ',' in still else 's'} at it: `quantize rollback` moves them."
+            sentence = f"{_DONE[action].capitalize()}: version {number}. {reason}{warn if still else ''}"
         return Decision(
             variant=variant.name,
             action=action,
@@ -185,113 +227,54 @@ class _Release:
             verdict_digest=verdict.digest(),
             artifact_digest=verdict.artifact_digest,
             model=self.registry.name,
-            model_version=version.version,
+            model_version=number,
             previous_version=champion,
-            aliases={alias: aliases[alias] for alias in names if alias in aliases},
-            decided_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            aliases={},
+            decided_at=now(),
             actor=self.record.actor,
             run=run,
         )
 
-    def _promote(self, name: str, version: str, tags: dict[str, str], aliases: dict[str, str], baseline: str) -> None:
-        """The steps of a promotion, in the order that the module describes."""
-        self.registry.tag(version, {**tags, "state": "passed"})
-        faults.point("release.passed")
-        steps = [(f"{name}-candidate", version)]
-        champion = aliases.get(name)
-        if champion != version:
-            steps += [(f"{name}-previous", champion or baseline), (name, version)]
-        for alias, wanted in steps:
-            if aliases.get(alias) != wanted:
-                self.registry.set_alias(alias, wanted)
-                aliases[alias] = wanted
-            faults.point("release.alias_moved")
-        if champion is not None and champion != version and self._state(champion) == "promoted":
-            self.registry.tag(champion, {"state": "superseded"})
-        self.registry.tag(version, {"state": "promoted"})
-        faults.point("release.promoted")
-
-    def _targets(self, aliases: dict[str, str], baseline: str) -> dict[str, str]:
-        """Point each target at the best promoted champion of its variants; returns the aliases that moved."""
-        now = {version.version: version for version in self.registry.versions()}
-        moved = {}
-        for target, rule in self.registry.targets.items():
-            champions = [now[aliases[name]] for name in rule.from_ if aliases.get(name) in now]
-            fit = [version for version in champions if version.state == "promoted"]
-            best = min(fit, key=lambda v: _preference(v, rule.prefer)).version if fit else baseline
-            if aliases.get(target) == best:
-                continue
-            self.registry.set_alias(f"{target}-previous", aliases.get(target, baseline))
-            faults.point("release.target_previous_moved")
-            self.registry.set_alias(target, best)
-            faults.point("release.target_moved")
-            aliases[target] = moved[target] = best
-        return moved
-
-    def _record(self, decision: Decision, run: str) -> None:
-        """Log the decision and tag the version as decided, last of all."""
-        self.registry.log_decision(run, decision)
-        self.registry.end_run(run, "FINISHED")
-        faults.point("release.logged")
-        if decision.model_version is not None:
-            self.registry.tag(
-                decision.model_version,
-                {
-                    "decided_at": decision.decided_at,
-                    "actor": decision.actor,
-                    "sentence": decision.sentence,
-                    "decided": decision.verdict_digest,
-                },
-            )
-        faults.point("release.decided")
-
-    def _parameters(self) -> dict[str, str]:
-        return {
-            "recipe": self.record.recipe,
-            "recipe_digest": self.record.recipe_digest,
-            "device": self.record.device,
-            "program": self.record.program,
-        }
-
-    def _verified(self, stage: Stage) -> Manifest:
-        """The manifest of a stage whose every byte was just read and found as it says."""
-        self.runner.verify(stage)
-        manifest = read_manifest(self.runner.store.path(stage.kind, stage.key))
-        if manifest is None:
-            raise RegistryError("the artifact vanished.", where=stage.label, fix="Run again.")
-        return manifest
-
-    def _checkpoint(self, stage: Stage) -> Path:
-        return self.runner.store.path(stage.kind, stage.key) / "checkpoint"
-
-    def _state(self, version: str) -> str:
-        return next((known.state for known in self.versions if known.version == version), "")
-
 
 def _decided(variant: VariantRecord, versions: list[VersionState]) -> bool:
-    digest = variant.verdict.digest()
-    return any(v.variant == variant.name and v.tags.get("decided") == digest for v in versions)
+    wanted = variant.verdict.digest()
+    return any(v.variant == variant.name and v.tags.get("decided") == wanted for v in versions)
 
 
 def _check_ours(versions: list[VersionState], registry: Registry, runner: Runner) -> None:
     """Refuse a registered model that is somebody else's, or that belongs to another baseline."""
-    if not versions:
-        return
-    first = versions[0]
-    if first.variant != BASELINE:
-        raise RegistryError(
-            f"version {first.version} was not made by quantize.",
-            where=registry.name,
-            fix="Choose another registry.name.",
-        )
+    for version in versions:
+        if not version.variant or not version.artifact_digest:
+            raise RegistryError(
+                f"version {version.version} was not made by quantize.",
+                where=f"registered model {registry.name}",
+                fix="Choose another registry.name.",
+            )
     fetch = runner.plan.fetch
     manifest = read_manifest(runner.store.path(fetch.kind, fetch.key))
-    if manifest is not None and manifest.checkpoint_digest() != first.artifact_digest:
+    known = versions[0].artifact_digest if versions else ""
+    if versions and manifest is not None and manifest.checkpoint_digest() != known:
         raise RegistryError(
-            f"its baseline is {first.artifact_digest[:12]} and this run's is {manifest.checkpoint_digest()[:12]}.",
-            where=registry.name,
+            f"its baseline is {known[:12]} and this run's is {manifest.checkpoint_digest()[:12]}.",
+            where=f"registered model {registry.name}",
             fix="Another base model needs another registry.name.",
         )
+
+
+def _keep(runner: Runner, record: RunRecord, report: Report | None) -> None:
+    if report is not None:
+        path = runner.directory / "report.md"
+        with writing(path):
+            path.write_text(report(record), encoding="utf-8")
+    runner.write(record)
+
+
+def _with_aliases(decision: Decision, aliases: dict[str, str], moved: dict[str, tuple[str | None, str]]) -> Decision:
+    """The decision with the aliases that its version has in the end, and a word on the targets that moved to it."""
+    mine = {alias: version for alias, version in aliases.items() if version == decision.model_version}
+    targets = [alias for alias in moved if alias in mine]
+    word = f" {', '.join(targets)} now point{'' if len(targets) > 1 else 's'} at it." if targets else ""
+    return decision.model_copy(update={"aliases": mine, "sentence": decision.sentence + word})
 
 
 def _listing(manifest: Manifest) -> str:
@@ -300,20 +283,7 @@ def _listing(manifest: Manifest) -> str:
     return json.dumps({"version": 1, "digest": manifest.checkpoint_digest(), "files": rows}, indent=1)
 
 
-def _metrics(measurements: list[Measurement]) -> dict[str, float]:
-    found = {}
-    for m in measurements:
-        found[m.name] = m.value
-        if m.low is not None and m.high is not None:
-            found |= {f"{m.name}.low": m.low, f"{m.name}.high": m.high}
-    return found
-
-
-def _lower(verdict: Verdict) -> float:
-    """The lower limit of the first finding that has one; what `prefer: quality` ranks by."""
-    lowers = [f.numbers["lower"] for f in verdict.findings if f.numbers.get("lower") is not None]
-    return float(lowers[0] or 0.0) if lowers else -1.0
-
-
-def _preference(version: VersionState, prefer: str) -> float:
-    return float(version.tags["weight_bytes"]) if prefer == "bytes" else -float(version.tags.get("lower", "-1"))
+def _lower(verdict: Verdict) -> str:
+    """The lower confidence limit of the first non-inferiority finding, "" where there is none."""
+    limits = [f.numbers.get("lower") for f in verdict.findings if f.kind == "noninferiority"]
+    return str(limits[0]) if limits and limits[0] is not None else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from quantize import __version__
+from quantize import __version__, faults
 from quantize.artifact import Manifest
 from quantize.errors import QuantizeError, StageFailed, StoreError
 from quantize.evidence import Evidence
@@ -155,6 +155,7 @@ class Runner:
         with writing(path):
             part = path.with_suffix(".part")
             part.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+            faults.point("run.record_written")
             part.rename(path)
 
     def verify(self, stage: Stage) -> None:
@@ -202,6 +203,7 @@ class Runner:
             if manifest is not None:
                 return self._reuse(stage, manifest)
             self.watcher.started(stage)
+            faults.point("run.leased")
             log = self.directory / "logs" / f"{re.sub('[^a-z0-9._-]+', '-', stage.label)}.log"
             try:
                 self.executor.run(self._spec(stage), self.store.root, log, self.watcher.progress(stage), lease)
@@ -211,6 +213,7 @@ class Runner:
         manifest = self.store.find(stage.kind, stage.key)
         if manifest is None:
             raise StageFailed("its process ended well but committed nothing.", where=f"stage {stage.label}")
+        faults.point("run.stage_done")
         self.ran.append(stage.label)
         self.watcher.finished(stage, manifest)
         return manifest

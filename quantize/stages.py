@@ -96,21 +96,22 @@ def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
 
     engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
     started = time.monotonic()
+    loading = 0.0
     progress("loading", 0, None)
     try:
         session = engine.open(inputs["quantized"] / "checkpoint", device)
     except QuantizeError as error:
         result = proof.not_loaded(str(error))
     else:
+        loading = time.monotonic() - started
         result = proof.prove(
             checkpoint=inputs["quantized"] / "checkpoint",
             witness=inputs["quantized"] / "witness",
             baseline=inputs["model"] / "checkpoint",
             session=session,
-            load_seconds=time.monotonic() - started,
         )
     (out / "proof.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    return {"outcome": result.outcome, "sentences": list(result.sentences)}
+    return {"outcome": result.outcome, "sentences": list(result.sentences), "load_seconds": round(loading, 3)}
 
 
 def evaluate(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:

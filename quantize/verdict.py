@@ -46,8 +46,9 @@ class Verdict(Record):
     program: str
 
     def reasons(self) -> list[str]:
-        """The sentences that decided: those of the findings whose outcome is the verdict's."""
-        return [f.sentence for f in self.findings if f.outcome == self.outcome and not f.advisory]
+        """The sentences that decided: those of the findings whose outcome is the verdict's, gates before the proof."""
+        decided = [f for f in self.findings if f.outcome == self.outcome and not f.advisory]
+        return [f.sentence for f in sorted(decided, key=lambda f: f.kind == "proof")]
 
 
 class Decision(Record):

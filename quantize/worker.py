@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from quantize import faults
 from quantize.artifact import Provenance
 from quantize.errors import Interrupted, QuantizeError
 from quantize.store import Store, writing
@@ -85,7 +86,9 @@ def run(job: dict[str, Any], events: Events) -> None:
     inputs = {name: Path(path) for name, path in job["inputs"].items()}
     carry_tqdm(events.progress)
     with writing(draft):
+        faults.point("worker.started")
         summary = STAGES[job["kind"]].run(job["config"], inputs, draft, job["device"], events.progress)
+    faults.point("worker.made")
     store.commit(
         draft,
         kind=job["kind"],

@@ -52,7 +52,7 @@ def prove(place, engine=Transformers()):  # noqa: B008
     checkpoint = place / "checkpoint"
     session = engine.open(checkpoint, "cpu")
     try:
-        return proof.prove(checkpoint, place / "witness", TINY, session, 0.5)
+        return proof.prove(checkpoint, place / "witness", TINY, session)
     finally:
         session.close()
 
@@ -77,8 +77,6 @@ def test_an_honest_checkpoint_passes(quantized, name):
     assert result.numbers["max_kl"] <= 1e-9
     assert result.numbers["top1_agreement"] == 1.0
     assert result.numbers["fingerprints"] == 28
-    assert result.numbers["load_seconds"] == 0.5
-    assert result.numbers["peak_memory_bytes"] > 1e6
     assert result == proof.Proof.model_validate_json(result.model_dump_json())
 
 
@@ -98,7 +96,8 @@ def test_five_percent_on_the_scales_of_any_one_linear_fails(copy, name):
     honest = (place / "checkpoint" / "model.safetensors").read_bytes()
     scales = [key for key in load_file(place / "checkpoint" / "model.safetensors") if key.endswith(".weight_scale")]
     assert len(scales) == 28
-    for key in scales:
+    # every third of them is of every kind and from every layer: there are seven to a layer
+    for key in scales if name == "int4" else scales[::3]:
         change_tensors(place, lambda tensors, key=key: tensors[key].mul_(1.05))
         result = prove(place)
         assert result.outcome == "fail", key
@@ -110,7 +109,8 @@ def test_weight_only_answers_alone_tell_five_percent_on_one_linear(copy):
     place = copy("int4")
     change_tensors(place, lambda tensors: tensors["model.layers.3.self_attn.q_proj.weight_scale"].mul_(1.05))
     result = prove(place)
-    assert result.numbers["max_kl"] > 100 * result.numbers["max_kl_limit"]
+    assert result.numbers["mean_kl"] > 10 * result.numbers["limit"]
+    assert any("does not answer" in sentence for sentence in result.sentences)
 
 
 @pytest.mark.parametrize("name", MAIN)

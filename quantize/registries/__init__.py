@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from quantize.registries.mlflow import Mlflow, Target
+from quantize.registries._aliases import Target, alias_problem
+from quantize.registries.mlflow import Mlflow
 
-__all__ = ["Mlflow", "RegistryConfig", "Target"]
+__all__ = ["Mlflow", "RegistryConfig", "Target", "alias_problem"]
 
 RegistryConfig = Mlflow

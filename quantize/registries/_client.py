@@ -1,94 +1,138 @@
-"""One MLflow client for one server, quiet, and with errors that a user can act on."""
+"""One MLflow client per address: quiet, quick to give up, and with errors that a user can act on."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
+import sqlite3
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from quantize.errors import RegistryError
 
-__all__ = ["asking", "public", "sanitize"]
+__all__ = ["asking", "database_file", "public", "sanitize"]
 
-#: Short enough that a dead server is said so within seconds; what the user has set counts.
+#: What MLflow reads from the environment; whatever the user has set counts. Fewer retries than MLflow's seven: that a
+#: server died is said within seconds. The addresses of runs would be printed on stdout, which belongs to `--json`.
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+#: Seconds to connect, and to wait for the first answer.
+_PATIENCE = (5.0, 20.0)
+_SQLITE = "sqlite:///"
 _REFUSED = re.compile(r"[^\w\-. /]")
-
-
-@lru_cache(maxsize=4)
-def client(uri: str) -> Any:
-    """An `MlflowClient` whose tracking and registry store is `uri`. Imports MLflow (about two seconds)."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with mlflow_errors(uri):
-        # `models:/` addresses are looked up through MLflow's global settings, whatever a client was given.
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
-        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_KEY_LENGTH = 250
+_UNREACHABLE = "Check the address and that the server runs; the same command then releases what was measured."
+_NO_ACCESS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
 
 
 @contextmanager
 def asking(uri: str) -> Iterator[Any]:
-    """The client for the time of a `with`; whatever goes wrong in it becomes a RegistryError."""
-    mlflow = client(uri)
-    with mlflow_errors(uri):
-        yield mlflow
+    """An `MlflowClient` for the time of a `with`, within which everything MLflow raises becomes a RegistryError.
 
-
-@contextmanager
-def mlflow_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its HTTP client and its database raise into a RegistryError with the mend."""
+    The first use imports MLflow (about a second) and makes sure that somebody answers.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    # Also silences what alembic says while MLflow lays out a new database.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        yield _client(uri)
     except MlflowException as error:
-        text = str(error).splitlines()[0][:300]
-        if "API request to" in text or "Max retries" in text or "Connection" in text:
-            raise RegistryError("the MLflow server cannot be reached.", where=public(uri), fix=_UNREACHABLE) from error
-        raise RegistryError(f"MLflow refuses: {text}", where=public(uri)) from error
+        raise _translated(error, uri) from error
     except RequestException as error:
-        raise RegistryError("the MLflow server cannot be reached.", where=public(uri), fix=_UNREACHABLE) from error
-    except (SQLAlchemyError, OSError) as error:
-        text = str(error).splitlines()[0][:300]
+        raise RegistryError("the MLflow server does not answer.", where=public(uri), fix=_UNREACHABLE) from error
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise RegistryError(
-            f"the registry's store does not work: {text}", where=public(uri), fix="Check that it can be written."
+            f"the registry's storage does not work: {_line(error)}",
+            where=public(uri),
+            fix="Check that it is what the address says and that it can be read and written.",
         ) from error
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an embedded sqlite store; None for a server."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def public(uri: str) -> str:
     """`uri` without user name and password."""
     parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])) if "@" in parts.netloc else uri
 
 
 def sanitize(name: str) -> str:
-    """A metric or parameter name with the characters that MLflow allows."""
-    return _REFUSED.sub("_", name)
+    """The name of a metric or parameter as MLflow takes it: letters, digits and `_-. /`, 250 at most.
+
+    MLflow reads names as relative paths, so empty and dotted parts go too.
+    """
+    parts = [part for part in _REFUSED.sub("_", name).split("/") if part.strip(". ")]
+    return "/".join(parts)[:_KEY_LENGTH].rstrip("/") or "_"
 
 
-_UNREACHABLE = (
-    "Check the address and that `mlflow server` runs; what was measured stays in the store, "
-    "and the same command releases it later."
-)
+@lru_cache(maxsize=64)
+def _client(uri: str) -> Any:
+    import requests
+    from mlflow import MlflowClient
+
+    file = database_file(uri)
+    if file is None:
+        if uri.startswith(("http://", "https://")):
+            # Whatever the answer is, somebody is there. MLflow itself would take minutes to find out that nobody is.
+            requests.get(f"{uri.rstrip('/')}/health", timeout=_PATIENCE)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(file), warnings.catch_warnings():
+        # MLflow would retry for minutes on a file that is no database.
+        connection = sqlite3.connect(file)
+        try:
+            connection.execute("PRAGMA schema_version")
+        finally:
+            connection.close()
+        # Its models use a loader that SQLAlchemy 2.1 deprecates; nothing that we or the user could mend.
+        warnings.simplefilter("ignore")
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Two processes that lay out one new database at once would each find the other's half."""
+    with file.with_name(f"{file.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _translated(error: Exception, uri: str) -> RegistryError:
+    text = _line(error)
+    if "failed with exception" in text or "Max retries" in text:
+        return RegistryError("the MLflow server does not answer.", where=public(uri), fix=_UNREACHABLE)
+    if getattr(error, "error_code", "") in ("PERMISSION_DENIED", "UNAUTHENTICATED") or re.search(r"\b40[13]\b", text):
+        return RegistryError(f"the MLflow server refuses access: {text}", where=public(uri), fix=_NO_ACCESS)
+    if "out-of-date database schema" in str(error):
+        mend = f"Back it up, then run `mlflow db upgrade {public(uri)}`."
+        return RegistryError("the database was written by another version of MLflow.", where=public(uri), fix=mend)
+    return RegistryError(f"MLflow refuses: {text}", where=public(uri))
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's text, without credentials."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return _CREDENTIALS.sub("", lines[0])[:300]

@@ -6,36 +6,33 @@ compare-and-swap and without history, so every move is read back here and record
 
 from __future__ import annotations
 
+import getpass
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from quantize.errors import RegistryError
 from quantize.protocols import MANIFEST_FILE, VersionState
 from quantize.record import Record
-from quantize.registries._client import asking, sanitize
+from quantize.registries._aliases import Target, is_alias
+from quantize.registries._client import asking, database_file, sanitize
 from quantize.verdict import Decision
 
-__all__ = ["Mlflow", "Target"]
+__all__ = ["Mlflow"]
 
 _PREFIX = "quantize."
 _RETRIES = 5
-
-
-class Target(Record):
-    """A deployment target: an alias that points at the best promoted variant of `from`, else at the baseline."""
-
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
-
-    from_: list[str] = Field(alias="from", min_length=1)
-    prefer: Literal["bytes", "quality"] = "bytes"
+_BATCH = 100  # MLflow takes 100 parameters and 1000 metrics at once
+_PAGE = 1000
+_PARAM_LENGTH = 6000
 
 
 class Mlflow(Record):
@@ -49,16 +46,27 @@ class Mlflow(Record):
     uri: str | None = None
     experiment: str | None = None
     artifacts: str | None = None
-    targets: dict[str, Target] = Field(default_factory=dict)
+    targets: dict[Annotated[str, AfterValidator(is_alias)], Target] = Field(default_factory=dict)
 
     def versions(self) -> list[VersionState]:
-        """See `protocols.Registry`."""
+        """See `protocols.Registry`. Two questions: MLflow keeps aliases with the model, not with its versions."""
+        if self._absent():
+            return []
         with self._asking() as mlflow:
-            found = mlflow.search_model_versions(f"name='{self.name}'", max_results=10_000)
-        return sorted((_state(version) for version in found), key=lambda state: int(state.version))
+            model = self._model(mlflow)
+            if model is None:
+                return []
+            aliases: dict[str, list[str]] = {}
+            for alias, version in model.aliases.items():
+                aliases.setdefault(str(version), []).append(alias)
+            found = list(_pages(mlflow, f"name='{self.name}'"))
+        states = (_state(version, aliases.get(str(version.version), [])) for version in found)
+        return sorted(states, key=lambda state: int(state.version))
 
     def aliases(self) -> dict[str, str]:
         """See `protocols.Registry`."""
+        if self._absent():
+            return {}
         with self._asking() as mlflow:
             model = self._model(mlflow)
             return {alias: str(version) for alias, version in (model.aliases if model else {}).items()}
@@ -77,12 +85,12 @@ class Mlflow(Record):
             mlflow.finalize_logged_model(model.model_id, "READY")
             version = mlflow.create_model_version(
                 self.name,
-                source=f"models:/{model.model_id}",
+                source=self._source(model),
                 run_id=run_id,
                 model_id=model.model_id,
                 tags={_PREFIX + key: value for key, value in {**tags, "variant": variant}.items()},
             )
-            return _state(version)
+            return _state(version, [])
 
     def set_alias(self, alias: str, version: str) -> None:
         """See `protocols.Registry`."""
@@ -106,11 +114,12 @@ class Mlflow(Record):
         """See `protocols.Registry`."""
         with self._asking() as mlflow:
             experiment = self._experiment(mlflow)
-            nested = {"mlflow.parentRunId": parent} if parent else {}
-            run = mlflow.create_run(
-                experiment, run_name=name, tags={**{_PREFIX + key: value for key, value in tags.items()}, **nested}
-            )
-            return str(run.info.run_id)
+            all_tags = {_PREFIX + key: value for key, value in tags.items()}
+            # What MLflow's pages show as the user and the source of a run.
+            all_tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "quantize"}
+            if parent:
+                all_tags["mlflow.parentRunId"] = parent
+            return str(mlflow.create_run(experiment, run_name=name, tags=all_tags).info.run_id)
 
     def log(
         self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: Mapping[str, Sequence[Path]]
@@ -120,11 +129,11 @@ class Mlflow(Record):
             from mlflow.entities import Metric, Param
 
             now = int(time.time() * 1000)
-            mlflow.log_batch(
-                run_id,
-                metrics=[Metric(sanitize(key), value, now, 0) for key, value in metrics.items()],
-                params=[Param(sanitize(key), value[:6000]) for key, value in params.items()],
-            )
+            numbers = [Metric(sanitize(key), value, now, 0) for key, value in metrics.items()]
+            words = [Param(sanitize(key), value[:_PARAM_LENGTH]) for key, value in params.items()]
+            for start in range(0, max(len(numbers), len(words)), _BATCH):
+                piece = slice(start, start + _BATCH)
+                mlflow.log_batch(run_id, metrics=numbers[piece], params=words[piece])
             for folder, paths in files.items():
                 for path in paths:
                     mlflow.log_artifact(run_id, str(path), folder or None)
@@ -143,13 +152,17 @@ class Mlflow(Record):
 
     def download(self, version: str, out: Path) -> None:
         """See `protocols.Registry`."""
-        with self._asking() as mlflow:
+        with self._asking() as mlflow, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             from mlflow.artifacts import download_artifacts
 
-            uri = mlflow.get_model_version_download_uri(self.name, version)
-            download_artifacts(
-                artifact_uri=uri, dst_path=str(out), tracking_uri=self._address(), registry_uri=self._address()
+            address = self._address()
+            source = mlflow.get_model_version_download_uri(self.name, version)
+            fetched = Path(
+                download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=address, registry_uri=address)
             )
+            out.mkdir(exist_ok=True)
+            for path in sorted(fetched.iterdir()):
+                shutil.move(path, out / path.name)
 
     def _address(self) -> str:
         if self.uri is None:
@@ -158,6 +171,26 @@ class Mlflow(Record):
 
     def _asking(self) -> AbstractContextManager[Any]:
         return asking(self._address())
+
+    def _absent(self) -> bool:
+        """Whether the embedded database is not there yet: looking at it must not make one."""
+        file = database_file(self._address())
+        return file is not None and not file.exists()
+
+    def _place(self) -> str | None:
+        """Where an embedded store keeps files: beside its database, not in the current directory. A server knows."""
+        file = database_file(self._address())
+        if file is None:
+            return None
+        return Path(self.artifacts or file.parent / "mlartifacts").absolute().as_uri()
+
+    def _source(self, model: Any) -> str:
+        """What a version refers to: the logged model, or its place.
+
+        An embedded store looks a `models:/` source up through MLflow's global tracking address, which is not ours to
+        set; a server refuses any other source.
+        """
+        return str(model.artifact_location) if database_file(self._address()) else f"models:/{model.model_id}"
 
     def _model(self, mlflow: Any) -> Any:
         """The registered model, or None where there is none yet."""
@@ -191,10 +224,8 @@ class Mlflow(Record):
         name = self.experiment or self.name
         found = mlflow.get_experiment_by_name(name)
         if found is None:
-            embedded = self._address().startswith("sqlite")
-            location = Path(self.artifacts).absolute().as_uri() if embedded and self.artifacts else None
             try:
-                return str(mlflow.create_experiment(name, artifact_location=location))
+                return str(mlflow.create_experiment(name, artifact_location=self._place()))
             except MlflowException:
                 found = mlflow.get_experiment_by_name(name)
                 if found is None:
@@ -206,7 +237,18 @@ class Mlflow(Record):
         return str(found.experiment_id)
 
 
-def _state(version: Any) -> VersionState:
+def _pages(mlflow: Any, condition: str) -> Iterator[Any]:
+    """All versions that meet `condition`, page by page."""
+    token = None
+    while True:
+        page = mlflow.search_model_versions(condition, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _state(version: Any, aliases: list[str]) -> VersionState:
     tags = {key.removeprefix(_PREFIX): value for key, value in version.tags.items() if key.startswith(_PREFIX)}
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds")
     return VersionState(
@@ -217,5 +259,5 @@ def _state(version: Any) -> VersionState:
         run_id=version.run_id or None,
         created=created,
         tags=tags,
-        aliases=tuple(sorted(version.aliases or ())),
+        aliases=tuple(sorted(aliases)),
     )

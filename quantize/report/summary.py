@@ -5,6 +5,7 @@ Terminal and Markdown show the same cells, so a number is formatted once, here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from quantize.evidence import Comparison, Measurement
@@ -19,6 +20,7 @@ _VERDICTS = {
     "inconclusive": "not shown",
     "error": "error",
 }
+_FLIPS = "flips"
 _ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected"}
 
 
@@ -61,7 +63,7 @@ def _metrics(comparisons: list[Comparison]) -> list[str]:
     for name in names:
         columns.append(name)
         if any(c.metric == name and "losses" in c.extra for c in comparisons):
-            columns.append(f"{name} flips")
+            columns.append(f"{name} {_FLIPS}")
     return columns
 
 
@@ -77,7 +79,7 @@ def _row(variant: VariantRecord, metrics: list[str]) -> Row:
     comparisons = {c.metric: c for c in variant.evidence.comparisons} if variant.evidence else {}
     cells = []
     for name in metrics:
-        base = name.removesuffix(" flips")
+        base = name.removesuffix(f" {_FLIPS}")
         comparison = comparisons.get(base)
         if comparison is None:
             cells.append("–")
@@ -102,14 +104,15 @@ def _difference(comparison: Comparison, measurement: Measurement | None, finding
     gate = next((f for f in findings if f.metric == comparison.metric and "lower" in f.numbers), None)
     low, high = comparison.low, comparison.high
     if gate is not None:
-        low, high = (float(gate.numbers[side] or 0.0) for side in ("lower", "upper"))
+        low, high = float(gate.numbers["lower"] or 0.0), float(gate.numbers["upper"] or 0.0)
     if comparison.unit == "share":
-        interval = f" ({100 * low:+.1f} to {100 * high:+.1f})" if low is not None and high is not None else ""
+        interval = f" ({100 * low:+.1f}, {100 * high:+.1f})" if low is not None and high is not None else ""
         return f"{100 * comparison.variant:.1f} %\n{100 * comparison.difference:+.1f}{interval}"
     value = _number(measurement, bare=True) if measurement is not None else f"{comparison.variant:.4g}"
-    interval = f" ({low:+.3f} to {high:+.3f})" if low is not None and high is not None else ""
-    label = "ln ratio " if "ln" in comparison.unit else ""
-    return f"{value}\n{label}{comparison.difference:+.3f}{interval}"
+    if comparison.unit == "ln ratio":
+        interval = f" ({math.exp(low):.3f}, {math.exp(high):.3f})" if low is not None and high is not None else ""
+        return f"{value}\n×{math.exp(comparison.difference):.3f}{interval}"
+    return f"{value}\n({low:.2g}, {high:.2g})" if low is not None and high is not None else value
 
 
 def _number(measurement: Measurement, *, bare: bool) -> str:
@@ -136,4 +139,5 @@ def _bits(known: dict[str, Measurement]) -> str:
 
 def _notes(record: RunRecord) -> tuple[str, ...]:
     stages = f"{len(record.ran)} stages ran, {len(record.reused)} were done before, {record.seconds:.0f} s"
-    return (f"run {record.run}: {stages}",)
+    legend = "second lines: difference or ratio (×) to the baseline with its interval; flips: answers lost and gained"
+    return (legend, f"run {record.run}: {stages}")

@@ -25,7 +25,8 @@ def print_summary(summary: Summary, file: TextIO) -> None:
     console = Console(file=file, width=width, highlight=False)
     table = Table(title=summary.title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in summary.columns:
-        table.add_column(column, justify="left" if column in ("variant", "verdict", "decision") else "right")
+        text = column in ("variant", "verdict", "decision")
+        table.add_column(column.replace(".", ".\n", 1), justify="left" if text else "right", no_wrap=True)
     for row in summary.rows:
         colour = _COLOURS.get(row.outcome, "")
         *cells, verdict, decision = row.cells

@@ -1,0 +1,96 @@
+"""What a release logs to MLflow's runs: parameters, measurements and files, under the same names for every arm.
+
+One parent run a recipe run, one child for the baseline and one for each variant that is decided, so that MLflow's
+compare page puts them side by side.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantize.evidence import Evidence, Measurement
+from quantize.run import Runner, RunRecord, VariantRecord
+
+__all__ = ["baseline_metrics", "parent_params", "variant_files", "variant_metrics", "variant_params"]
+
+#: The recipe's parts that every arm shares.
+_SHARED = ("model", "calibration", "engine", "seed")
+
+
+def parent_params(runner: Runner, record: RunRecord) -> dict[str, str]:
+    """The whole recipe, flattened, and what it ran on."""
+    recipe = runner.plan.recipe.model_dump(mode="json", by_alias=True)
+    facts = {name: str(getattr(record, name)) for name in ("recipe_digest", "device", "program")}
+    return {**_flat(recipe), **facts}
+
+
+def variant_params(runner: Runner, name: str | None) -> dict[str, str]:
+    """A variant's own part of the recipe and the shared ones; None is the baseline."""
+    recipe = runner.plan.recipe.model_dump(mode="json", by_alias=True)
+    found = _flat({part: recipe[part] for part in _SHARED if recipe.get(part) is not None})
+    if name is not None:
+        way = next(way for way in runner.plan.variants if way.variant.name == name)
+        found |= _flat(way.variant.model_dump(mode="json"))
+    return found
+
+
+def baseline_metrics(variants: list[VariantRecord]) -> dict[str, float]:
+    """The baseline's measurements, from the evidence of the variants that were measured beside it."""
+    found: dict[str, float] = {}
+    for variant in variants:
+        if variant.evidence is not None:
+            found |= _numbers(variant.evidence.baseline_measurements)
+    return found
+
+
+def variant_metrics(evidence: Evidence | None) -> dict[str, float]:
+    """A variant's measurements, and its differences from the baseline with their limits."""
+    if evidence is None:
+        return {}
+    found = _numbers(evidence.measurements)
+    for comparison in evidence.comparisons:
+        name = f"{comparison.metric}.difference"
+        found[name] = comparison.difference
+        if comparison.low is not None and comparison.high is not None:
+            found |= {f"{name}.low": comparison.low, f"{name}.high": comparison.high}
+    return found
+
+
+def variant_files(runner: Runner, variant: VariantRecord) -> dict[str, list[Path]]:
+    """The verdict, the evidence and the rows behind them, by the folder that they go to."""
+    files: dict[str, list[Path]] = {}
+    for label, key in variant.stages.items():
+        kind, _, name = label.partition(".")
+        directory = runner.store.path(kind, key)
+        if kind == "evaluate":
+            files[f"rows/{name}"] = [directory / "rows.parquet"]
+        elif kind == "judge":
+            files[""] = [directory / "verdict.json", directory / "evidence.json"]
+    return files
+
+
+def _numbers(measurements: list[Measurement]) -> dict[str, float]:
+    found = {}
+    for m in measurements:
+        found[m.name] = m.value
+        if m.low is not None and m.high is not None:
+            found |= {f"{m.name}.low": m.low, f"{m.name}.high": m.high}
+    return found
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `a.b.c`; items of lists are called by their `name`, else by their index."""
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        place = f"{prefix}{key}"
+        if isinstance(item, dict):
+            found |= _flat(item, f"{place}.")
+        elif isinstance(item, list) and any(isinstance(part, dict) for part in item):
+            for i, part in enumerate(item):
+                label = part.get("name", i) if isinstance(part, dict) else i
+                found |= _flat({str(label): part}, f"{place}.")
+        elif item is not None:
+            found[place] = item if isinstance(item, str) else json.dumps(item)
+    return found

@@ -1,0 +1,173 @@
+"""A store with small checkpoints and finished runs over them, for tests of what comes after the verdicts.
+
+Everything is real but the measuring: checkpoints are committed to a `Store`, the recipe is a `Recipe`, the runner a
+`Runner`; only the verdicts are written by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conftest import tiny_recipe
+
+from quantize.artifact import Provenance
+from quantize.device import Device
+from quantize.evidence import Comparison, Evidence, Measurement
+from quantize.executors import Local
+from quantize.plan import Plan, Stage, VariantPlan
+from quantize.recipe import LoadedRecipe, Recipe
+from quantize.registries import Mlflow
+from quantize.release import release_run
+from quantize.run import Runner, RunRecord, VariantRecord, Watcher
+from quantize.store import Store
+from quantize.verdict import Finding, Outcome, Verdict
+
+PROVENANCE = Provenance(
+    created="2026-01-01T00:00:00+00:00", host="h", seconds=1.0, peak_memory_bytes=1, python="3", libraries={}
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One variant of a run: its checkpoint's bytes, and how it was judged."""
+
+    variant: str
+    weights: bytes
+    outcome: Outcome = "pass"
+    lower: float = -0.01
+    note: str = ""
+
+
+@dataclass
+class World:
+    """A folder with a store, and the registry that its runs release to."""
+
+    folder: Path
+    uri: str
+    targets: dict[str, Any] = field(default_factory=lambda: {"production": {"from": ["fp8", "int4"]}})
+    baseline: bytes = b"baseline" * 100
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "store")
+
+    @property
+    def registry(self) -> Mlflow:
+        return Mlflow.model_validate(
+            {"name": "tiny", "uri": self.uri, "artifacts": str(self.folder / "mlartifacts"), "targets": self.targets}
+        )
+
+    def commit(self, kind: str, name: str, weights: bytes) -> Stage:
+        """A committed stage whose checkpoint holds `weights`."""
+        key = hashlib.sha256(kind.encode() + weights).hexdigest()
+        with self.store.lease(kind, key, lambda _owner: None):
+            if self.store.find(kind, key) is None:
+                draft = self.store.draft(kind, key)
+                (draft / "checkpoint" / "extra").mkdir(parents=True)
+                (draft / "checkpoint" / "model.safetensors").write_bytes(weights)
+                (draft / "checkpoint" / "extra" / "tokenizer.json").write_text("{}", encoding="utf-8")
+                (draft / "beside.txt").write_text("not part of the checkpoint", encoding="utf-8")
+                self.store.commit(
+                    draft, kind=kind, name=name, key=key, inputs={}, summary={}, provenance=PROVENANCE
+                )
+        return Stage(kind, name, key, 1, {}, {}, (), "cpu")
+
+    def run(self, *results: Result) -> tuple[Runner, RunRecord]:
+        """A run that has measured and judged `results`, and released nothing."""
+        names = [result.variant for result in results]
+        targets = {
+            alias: {**rule, "from": [name for name in rule["from"] if name in names]}
+            for alias, rule in self.targets.items()
+            if set(rule["from"]) & set(names)
+        }
+        recipe = Recipe.model_validate(
+            tiny_recipe(
+                variants=[{"name": name, "scheme": "W8A8", "method": {"kind": "rtn"}} for name in names],
+                registry={"kind": "mlflow", "name": "tiny", "targets": targets},
+            )
+        )
+        fetch = self.commit("fetch", "", self.baseline)
+        ways, records = [], []
+        for result, variant in zip(results, recipe.variants, strict=True):
+            stage = self.commit("quantize", result.variant, result.weights)
+            other = Stage("prove", result.variant, "0" * 64, 1, {}, {}, (), "cpu")
+            ways.append(VariantPlan(variant, stage, other, {}, other, other))
+            records.append(self._record(result, fetch, stage))
+        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, {}, tuple(ways))
+        loaded = LoadedRecipe(recipe, Path("recipe.yaml"), "name: tiny\n", "d" * 64, ())
+        runner = Runner(loaded, plan, self.store, Local(), Watcher())
+        runner.directory.mkdir(parents=True)
+        (runner.directory / "recipe.yaml").write_text(loaded.text, encoding="utf-8")
+        record = RunRecord(
+            run=runner.name,
+            recipe="tiny",
+            recipe_digest=loaded.digest,
+            program="quantize",
+            started="2026-01-01T00:00:00+00:00",
+            seconds=1.0,
+            device="a CPU",
+            actor="nightly",
+            baseline_stages={"fetch": fetch.key},
+            variants=records,
+            ran=[],
+            reused=[],
+        )
+        runner.write(record)
+        return runner, record
+
+    def release(self, *results: Result) -> RunRecord:
+        """Run and release."""
+        return release_run(self.registry, *self.run(*results), lambda record: f"report of {record.run}\n")
+
+    def _record(self, result: Result, fetch: Stage, stage: Stage) -> VariantRecord:
+        baseline, artifact = self.store.find("fetch", fetch.key), self.store.find("quantize", stage.key)
+        assert baseline is not None
+        assert artifact is not None
+        accuracy = Measurement(name="facts.accuracy", value=0.8, unit="share", n=100, direction="higher", low=0.7, high=0.9)
+        evidence = Evidence(
+            variant=result.variant,
+            artifact_digest=artifact.checkpoint_digest(),
+            baseline_digest=baseline.checkpoint_digest(),
+            measurements=[accuracy.model_copy(update={"value": 0.79})],
+            baseline_measurements=[accuracy],
+            comparisons=[
+                Comparison(
+                    metric="facts.accuracy/slice ü",
+                    unit="share",
+                    baseline=0.8,
+                    variant=0.79,
+                    difference=-0.01,
+                    low=result.lower,
+                    high=0.01,
+                    level=0.9,
+                    n=100,
+                    method="tango",
+                    extra={},
+                )
+            ],
+            hard_stops=[],
+        )
+        finding = Finding(
+            gate="not worse",
+            kind="noninferiority",
+            metric="facts.accuracy",
+            outcome=result.outcome,
+            sentence=f"facts.accuracy of {result.variant} is what it is{result.note}.",
+            numbers={"lower": result.lower},
+        )
+        verdict = Verdict(
+            variant=result.variant,
+            outcome=result.outcome,
+            findings=[finding],
+            artifact_digest=evidence.artifact_digest,
+            baseline_digest=evidence.baseline_digest,
+            recipe_digest="d" * 64,
+            rows={},
+            program="quantize",
+        )
+        return VariantRecord(
+            name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages={"quantize": stage.key}
+        )

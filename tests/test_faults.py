@@ -1,0 +1,136 @@
+"""kill -9 at any moment, Ctrl-C, a second process: nothing committed runs again, nothing half-made is read.
+
+The points at which a process can be killed are read from the source (`faults.point`), and every one must be reached.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import command, tiny_recipe, write_recipe
+
+import quantize
+from quantize.store import Store
+
+STAGES = 6
+
+
+def points(*prefixes: str) -> list[str]:
+    """All fault points of the program whose names begin with one of `prefixes`, in the order of the source."""
+    found = []
+    for path in sorted(Path(quantize.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
+                found.append(ast.literal_eval(node.args[0]))
+    return [name for name in found if name.startswith(prefixes)]
+
+
+def contents(store: Path) -> dict[str, tuple[str, str]]:
+    """Key -> (digest of the bytes, when it was made) of everything committed."""
+    return {
+        manifest.key: (manifest.content_digest(), manifest.provenance.created + str(manifest.provenance.seconds))
+        for _, manifest in Store(store).manifests()
+    }
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The program in the background, with its standard error to read from."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "quantize", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read standard error up to a line that holds `text`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    pytest.fail(f"{text!r} was never printed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nobody disturbed: recipe and the digests of all it made."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = write_recipe(folder, tiny_recipe())
+    result = command("run", recipe, "--store", folder / "store", "--no-release")
+    assert result.returncode == 0, result.stderr
+    return recipe, {key: digest for key, (digest, _) in contents(folder / "store").items()}
+
+
+def test_a_run_killed_at_every_point_in_turn_ends_with_the_same_bytes_and_repeats_no_stage(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    seen: dict[str, tuple[str, str]] = {}
+    names = points("store.", "worker.", "run.")
+    assert len(names) >= 8
+    for name in names:
+        killed = command("run", recipe, "--store", store, "--no-release", QUANTIZE_FAULT=name)
+        # The point kills a worker (reported, exit 1) or the driver itself (-9): it was reached either way.
+        assert killed.returncode in (1, -signal.SIGKILL), f"{name} was never reached: {killed.stderr}"
+        now = contents(store)
+        assert {key: now[key] for key in seen} == seen, f"{name}: a committed stage was made again"
+        seen = now
+    finished = command("run", recipe, "--store", store, "--no-release", "--json")
+    assert finished.returncode == 0, finished.stderr
+    now = contents(store)
+    assert {key: now[key] for key in seen} == seen
+    assert {key: digest for key, (digest, _) in now.items()} == expected
+    assert list((store / "drafts").iterdir()) == []
+
+
+def test_two_processes_with_one_recipe_share_the_work(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    both = [start("run", recipe, "--store", store, "--no-release", "--json") for _ in range(2)]
+    documents = [json.loads(process.communicate(timeout=240)[0]) for process in both]
+    ran = [set(document["ran"]) for document in documents]
+    assert not ran[0] & ran[1]
+    assert len(ran[0] | ran[1]) == STAGES
+    assert {key: digest for key, (digest, _) in contents(store).items()} == expected
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stopped_run_says_so_and_the_same_command_resumes(undisturbed, tmp_path, name):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    process = start("run", recipe, "--store", store, "--no-release")
+    wait_for(process, "evaluate baseline facts ...")
+    before = contents(store)
+    process.send_signal(getattr(signal, name))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "resume" in error
+    resumed = command("run", recipe, "--store", store, "--no-release", "--json")
+    assert resumed.returncode == 0
+    assert "fetch" in json.loads(resumed.stdout)["reused"]
+    now = contents(store)
+    assert {key: now[key] for key in before} == before
+    assert {key: digest for key, (digest, _) in now.items()} == expected
+
+
+def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_twice(undisturbed, tmp_path):
+    recipe, _ = undisturbed
+    store = tmp_path / "store"
+    process = start("run", recipe, "--store", store, "--no-release")
+    wait_for(process, "evaluate baseline facts ...")
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    second = command("run", recipe, "--store", store, "--no-release", "--json")
+    assert second.returncode == 0
+    assert "evaluate baseline facts" in json.loads(second.stdout)["reused"]
+    assert "is at it; waiting" in second.stderr

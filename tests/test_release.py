@@ -1,0 +1,372 @@
+"""From verdicts to versions and aliases, on a real MLflow database."""
+
+from __future__ import annotations
+
+import ast
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from release_world import Result, World
+
+import quantize
+from quantize import operate
+from quantize.errors import RegistryError, StoreError
+from quantize.history import history, status
+from quantize.promotion import alias_map
+from quantize.protocols import VersionState
+from quantize.registries import Mlflow
+from quantize.release import release_run
+from quantize.run import VariantRecord, read_record
+from quantize.verdict import Decision
+
+FIRST = Result("fp8", b"first" * 100)
+SECOND = Result("fp8", b"second" * 90)
+SMALL = Result("int4", b"small" * 10, lower=-0.04)
+MODULES = ("release.py", "promotion.py", "operate.py")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database that MLflow has laid out, to copy: laying one out takes seconds."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    registry = Mlflow(name="layout", uri=f"sqlite:///{file}")
+    registry.end_run(registry.start_run("layout", None, {}), "FINISHED")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")  # one flush a commit: hundreds of commits wait for the disk
+    return file
+
+
+@pytest.fixture
+def world(empty_database, tmp_path):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return World(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def aliases(world: World) -> dict[str, str]:
+    return world.registry.aliases()
+
+
+def version(world: World, number: str) -> VersionState:
+    return next(v for v in world.registry.versions() if v.version == number)
+
+
+def decision_of(variant: VariantRecord) -> Decision:
+    assert variant.decision is not None
+    return variant.decision
+
+
+def points() -> list[str]:
+    """The fault points of a release and of an operator's hand, read from the source."""
+    found = []
+    for module in MODULES:
+        source = (Path(quantize.__file__).parent / module).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
+                found.append(ast.literal_eval(node.args[0]))
+    return found
+
+
+def test_the_first_release_makes_the_baseline_version_1_and_promotes_what_passed(world):
+    record = world.release(FIRST)
+    assert [(v.version, v.variant, v.state) for v in world.registry.versions()] == [
+        ("1", "baseline", "baseline"),
+        ("2", "fp8", "promoted"),
+    ]
+    assert aliases(world) == {
+        "fp8": "2",
+        "fp8-candidate": "2",
+        "fp8-previous": "1",
+        "production": "2",
+        "production-previous": "1",
+    }
+    decision = decision_of(record.variants[0])
+    assert (decision.action, decision.model_version, decision.previous_version) == ("promote", "2", None)
+    assert decision.aliases == {"fp8": "2", "fp8-candidate": "2", "production": "2"}
+    assert "is what it is" in decision.sentence
+
+
+def test_a_promotion_makes_the_old_champion_the_previous_one(world):
+    world.release(FIRST)
+    decision = decision_of(world.release(SECOND).variants[0])
+    assert decision.previous_version == "2"
+    assert {a: v for a, v in aliases(world).items() if v != "1"} == {
+        "fp8": "3",
+        "fp8-candidate": "3",
+        "fp8-previous": "2",
+        "production": "3",
+        "production-previous": "2",
+    }
+    assert [v.state for v in world.registry.versions()] == ["baseline", "superseded", "promoted"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "action", "state"),
+    [("fail", "reject", "rejected"), ("error", "reject", "error"), ("inconclusive", "hold", "inconclusive")],
+)
+def test_what_did_not_pass_becomes_a_version_and_no_alias_moves(world, outcome, action, state):
+    world.release(FIRST)
+    before = aliases(world)
+    record = world.release(Result("fp8", b"third" * 10, outcome))
+    assert decision_of(record.variants[0]).action == action
+    assert version(world, "3").state == state
+    assert aliases(world) == before
+
+
+def test_with_nothing_passed_a_target_serves_the_baseline(world):
+    world.release(Result("fp8", b"bad" * 10, "fail"))
+    assert aliases(world) == {"production": "1"}
+
+
+def test_the_same_verdict_is_decided_once_and_then_opens_no_run(world):
+    world.release(FIRST, SMALL)
+    mlflow = client(world)
+    before, runs = world.registry.versions(), len(all_runs(mlflow))
+    record = world.release(FIRST, SMALL)
+    assert [variant.decision for variant in record.variants] == [None, None]
+    assert world.registry.versions() == before
+    assert len(all_runs(mlflow)) == runs
+
+
+def test_a_new_verdict_about_the_same_bytes_uses_the_version_there_is(world):
+    world.release(Result("fp8", FIRST.weights, "inconclusive"))
+    world.release(FIRST)
+    assert [(v.version, v.state) for v in world.registry.versions()] == [("1", "baseline"), ("2", "promoted")]
+    again = decision_of(world.release(Result("fp8", FIRST.weights, note=" still")).variants[0])
+    assert "stays the champion" in again.sentence
+    assert aliases(world)["fp8-previous"] == "1"
+
+
+def test_a_champion_that_fails_anew_is_rejected_and_keeps_its_aliases(world):
+    world.release(FIRST)
+    before = aliases(world)
+    decision = decision_of(world.release(Result("fp8", FIRST.weights, "fail")).variants[0])
+    assert decision.action == "reject"
+    assert "fp8, production still point at it" in decision.sentence
+    assert version(world, "2").state == "rejected"
+    assert aliases(world) == before
+
+
+@pytest.mark.parametrize(("prefer", "best"), [("bytes", "3"), ("quality", "2")])
+def test_a_target_takes_the_best_champion_by_what_it_prefers(world, prefer, best):
+    world.targets = {"edge": {"from": ["fp8", "int4"], "prefer": prefer}}
+    world.release(FIRST, SMALL)
+    assert aliases(world)["edge"] == best
+
+
+def test_a_target_leaves_out_what_did_not_pass_and_what_it_does_not_draw_from(world):
+    world.targets = {"production": {"from": ["fp8", "int4"]}, "edge": {"from": ["fp8"]}}
+    world.release(FIRST, Result("int4", SMALL.weights, "fail"))
+    assert aliases(world)["production"] == "2"
+    world.release(Result("int4", b"tiny"))
+    assert {alias: aliases(world)[alias] for alias in ("production", "production-previous", "edge")} == {
+        "production": "4",
+        "production-previous": "2",
+        "edge": "2",
+    }
+
+
+def test_a_target_that_a_recipe_adds_is_set_without_a_new_verdict(world):
+    world.release(FIRST)
+    world.targets = {**world.targets, "edge": {"from": ["fp8"]}}
+    record = world.release(FIRST)
+    assert record.variants[0].decision is None
+    assert aliases(world)["edge"] == "2"
+
+
+def test_a_variant_whose_stage_failed_gets_no_version(world):
+    runner, record = world.run(FIRST, SMALL)
+    failed = record.variants[1].verdict.model_copy(update={"artifact_digest": "", "outcome": "error"})
+    variants = [record.variants[0], record.variants[1].model_copy(update={"verdict": failed, "evidence": None})]
+    record = release_run(world.registry, runner, record.model_copy(update={"variants": variants}))
+    assert [v.variant for v in world.registry.versions()] == ["baseline", "fp8"]
+    assert record.variants[1].decision is None
+
+
+def test_another_baseline_under_the_same_name_is_refused(world):
+    world.release(FIRST)
+    world.baseline = b"another model"
+    with pytest.raises(RegistryError, match=r"baseline is .* Another base model needs another registry\.name"):
+        world.release(SECOND)
+    assert len(world.registry.versions()) == 2
+
+
+def test_a_registered_model_of_somebody_else_is_refused(world):
+    mlflow = client(world)
+    mlflow.create_registered_model("tiny")
+    mlflow.create_model_version("tiny", source=(world.folder / "theirs").as_uri())
+    with pytest.raises(RegistryError, match="was not made by quantize"):
+        world.release(FIRST)
+    assert aliases(world) == {}
+
+
+def test_bytes_that_changed_since_they_were_judged_are_not_published(world):
+    runner, record = world.run(FIRST)
+    stage = runner.plan.variants[0].quantize
+    file = world.store.path(stage.kind, stage.key) / "checkpoint" / "model.safetensors"
+    file.write_bytes(b"FIRST" * 100)
+    with pytest.raises(StoreError, match="sha256"):
+        release_run(world.registry, runner, record)
+    assert [v.variant for v in world.registry.versions()] == ["baseline"]
+    assert {run.info.status for run in all_runs(client(world))} == {"FAILED"}
+
+
+def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
+    record = world.release(FIRST, Result("int4", SMALL.weights, "fail"))
+    mlflow = client(world)
+    runs = {run.info.run_name: run for run in all_runs(mlflow)}
+    assert set(runs) == {record.run, "baseline", "fp8", "int4"}
+    parent = runs[record.run].info.run_id
+    for arm in ("baseline", "fp8", "int4"):
+        assert runs[arm].data.tags["mlflow.parentRunId"] == parent
+        assert {"facts.accuracy", "facts.accuracy.low", "facts.accuracy.high"} <= set(runs[arm].data.metrics)
+        assert runs[arm].info.status == "FINISHED"
+    assert runs["fp8"].data.params["scheme"] == "W8A8"
+    assert runs[record.run].data.params["gates.0.margin"] == "0.05"
+    assert runs["int4"].data.tags["quantize.action"] == "reject"
+    assert [file.path for file in mlflow.list_artifacts(runs["fp8"].info.run_id)] == ["decision.json"]
+    kept = {file.path for file in mlflow.list_artifacts(parent)}
+    assert kept == {"recipe.yaml", "report.md", "run.json"}
+
+
+def test_the_record_on_disk_has_the_decisions_and_the_report_is_beside_it(world):
+    runner, record = world.run(FIRST)
+    released = release_run(world.registry, runner, record, lambda r: str(decision_of(r.variants[0]).action))
+    assert read_record(runner.directory) == released
+    assert (runner.directory / "report.md").read_text(encoding="utf-8") == "promote"
+
+
+def test_a_rolled_back_version_is_not_promoted_again_by_a_run(world):
+    world.release(FIRST)
+    world.release(SECOND)
+    operate.rollback(world.registry, "fp8", None, "customers complain", "eva")
+    decision = decision_of(world.release(Result("fp8", SECOND.weights, note=" again")).variants[0])
+    assert decision.action == "hold"
+    assert "rolled back before" in decision.sentence
+    assert aliases(world)["fp8"] == "2"
+    assert version(world, "3").state == "rolled_back"
+
+
+def test_an_operators_target_stays_until_something_new_passes(world):
+    world.release(FIRST, SMALL)
+    operate.rollback(world.registry, "production", "1", "customers complain", "eva")
+    world.release(FIRST, SMALL)
+    assert aliases(world)["production"] == "1"
+    world.release(SECOND)
+    assert aliases(world)["production"] == "4"
+
+
+def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champion(world):
+    world.release(FIRST)
+    record = world.release(SECOND)
+    operate.rollback(world.registry, None, None, "customers complain", "eva")
+    rows = history(world.registry)
+    assert [(row.what, row.version, row.actor) for row in rows if row.what != "registered"] == [
+        ("promoted", "2", "nightly"),
+        ("promoted", "3", "nightly"),
+        ("rolled back", "3", "eva"),
+    ]
+    promoted = [row for row in rows if row.what == "promoted"][1]
+    assert promoted.verdict == record.variants[0].verdict.digest()
+    assert promoted.against == "2"
+    assert rows[-1].reason == "customers complain"
+    assert [row.state for row in status(world.registry)] == ["baseline", "superseded", "rolled_back"]
+
+
+# --- crashes -------------------------------------------------------------------------------------------------------
+
+
+def crash(fault: str, world: World, what: str) -> None:
+    """In a process of its own: the work of a scenario, with a fault point armed."""
+    os.environ["QUANTIZE_FAULT"] = fault
+    work(world, what)
+
+
+def work(world: World, what: str) -> None:
+    if what == "first release":
+        world.release(FIRST)
+    elif what == "second release":
+        world.release(SECOND, Result("int4", SMALL.weights, "fail"))
+    elif what == "rollback":
+        operate.rollback(world.registry, "fp8", None, "customers complain", "eva")
+    else:
+        operate.promote(world.registry, "fp8", "2", "they asked for it", "eva", force=False)
+
+
+def scenario(point: str) -> str:
+    verb = point.split(".")[0]
+    if verb == "release":
+        return "first release" if point == "release.baseline" else "second release"
+    return verb
+
+
+@pytest.fixture(scope="session")
+def killable():
+    """A server that forks processes with MLflow already imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["release_world", "mlflow", "mlflow.store.tracking.sqlalchemy_store"])
+    return context
+
+
+def prepared(world: World, what: str) -> None:
+    """The state that a scenario starts from."""
+    if what != "first release":
+        world.release(FIRST)
+    if what in ("rollback", "promote"):
+        world.release(SECOND)
+
+
+def facts(world: World) -> list[tuple[str, str, str, str, tuple[str, ...], int]]:
+    """All that matters of a registry and does not depend on the time."""
+    return [
+        (v.variant, v.state, v.artifact_digest, v.tags.get("decided", ""), v.aliases, events_of(v))
+        for v in world.registry.versions()
+    ]
+
+
+def events_of(state: VersionState) -> int:
+    return sum(key.startswith("event.") for key in state.tags)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(empty_database, tmp_path_factory):
+    """The facts that each scenario ends with when nobody disturbs it."""
+    found = {}
+    for what in ("first release", "second release", "rollback", "promote"):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        shutil.copy(empty_database, folder / "mlflow.db")
+        world = World(folder, f"sqlite:///{folder}/mlflow.db")
+        prepared(world, what)
+        work(world, what)
+        found[what] = facts(world)
+    return found
+
+
+@pytest.mark.parametrize("point", points())
+def test_a_kill_at_any_step_is_finished_by_running_again(world, killable, undisturbed, point):
+    what = scenario(point)
+    prepared(world, what)
+    process = killable.Process(target=crash, args=(point, world, what))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, f"{point} was never reached"
+    served = alias_map(world.registry.versions()).get("fp8")
+    assert served in (None, "2", "3"), "between two steps the alias always points at a version that passed"
+    work(world, what)
+    assert facts(world) == undisturbed[what]
+
+
+def client(world: World):
+    from mlflow import MlflowClient
+
+    return MlflowClient(world.uri, world.uri)
+
+
+def all_runs(mlflow) -> list:
+    experiment = mlflow.get_experiment_by_name("tiny")
+    return list(mlflow.search_runs([experiment.experiment_id])) if experiment else []
