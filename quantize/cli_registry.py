@@ -58,7 +58,8 @@ def history(model: str, store_path: Path, uri: str | None, as_json: bool) -> Non
     for event in events:
         against = f", before it {event.against}" if event.against not in (None, event.version) else ""
         evidence = f", verdict {event.verdict[:12]}" if event.verdict else ""
-        head = f"{event.when}  {event.what}: {event.variant} version {event.version}{against}"
+        moves = "".join(f"; {a} → {to}" for a, to in event.aliases.items() if not a.endswith("-candidate"))
+        head = f"{event.when}  {event.what}: {event.variant} version {event.version}{against}{moves}"
         click.echo(f"{head}  ({event.actor}{evidence})")
         click.echo(f"      {event.reason}")
 

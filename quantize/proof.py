@@ -123,7 +123,8 @@ def record(model: Any, tokenizer_dir: Path, out: Path) -> None:
         "activations_rounded": str(any(entry["scheme"]["input_activations"] for entry in schemes.values())),
         "schemes": json.dumps(schemes),
     }
-    save_file(tensors, out / WITNESS_FILE, metadata=metadata)
+    # One entry, because safetensors writes several in an order of its own: the same model gives the same bytes.
+    save_file(tensors, out / WITNESS_FILE, metadata={"witness": json.dumps(metadata, sort_keys=True)})
 
 
 def prove(checkpoint: Path, witness: Path, baseline: Path, session: Session) -> Proof:
@@ -134,7 +135,7 @@ def prove(checkpoint: Path, witness: Path, baseline: Path, session: Session) -> 
     from safetensors import safe_open
 
     with safe_open(witness / WITNESS_FILE, "pt") as file:
-        metadata: dict[str, str] = file.metadata()
+        metadata: dict[str, str] = json.loads(file.metadata()["witness"])
         recorded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     numbers: Numbers = {"dtype": metadata["dtype"]}
     broken = [

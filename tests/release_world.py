@@ -1,17 +1,18 @@
 """A store with small checkpoints and finished runs over them, for tests of what comes after the verdicts.
 
 Everything is real but the measuring: checkpoints are committed to a `Store`, the recipe is a `Recipe`, the runner a
-`Runner`; only the verdicts are written by hand.
+`Runner`, the registry an MLflow database; only the verdicts are written by hand.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from conftest import tiny_recipe
 
 from quantize.artifact import Provenance
 from quantize.device import Device
@@ -28,6 +29,17 @@ from quantize.verdict import Finding, Outcome, Verdict
 PROVENANCE = Provenance(
     created="2026-01-01T00:00:00+00:00", host="h", seconds=1.0, peak_memory_bytes=1, python="3", libraries={}
 )
+
+
+def quantize_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the program and wait for it."""
+    return subprocess.run(
+        [sys.executable, "-m", "quantize", *map(str, arguments)],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @dataclass(frozen=True)
@@ -70,9 +82,7 @@ class World:
                 (draft / "checkpoint" / "model.safetensors").write_bytes(weights)
                 (draft / "checkpoint" / "extra" / "tokenizer.json").write_text("{}", encoding="utf-8")
                 (draft / "beside.txt").write_text("not part of the checkpoint", encoding="utf-8")
-                self.store.commit(
-                    draft, kind=kind, name=name, key=key, inputs={}, summary={}, provenance=PROVENANCE
-                )
+                self.store.commit(draft, kind=kind, name=name, key=key, inputs={}, summary={}, provenance=PROVENANCE)
         return Stage(kind, name, key, 1, {}, {}, (), "cpu")
 
     def run(self, *results: Result) -> tuple[Runner, RunRecord]:
@@ -84,10 +94,15 @@ class World:
             if set(rule["from"]) & set(names)
         }
         recipe = Recipe.model_validate(
-            tiny_recipe(
-                variants=[{"name": name, "scheme": "W8A8", "method": {"kind": "rtn"}} for name in names],
-                registry={"kind": "mlflow", "name": "tiny", "targets": targets},
-            )
+            {
+                "version": 1,
+                "name": "tiny",
+                "model": {"kind": "directory", "path": str(self.folder / "model")},
+                "variants": [{"name": name, "scheme": "W8A8", "method": {"kind": "rtn"}} for name in names],
+                "evals": [{"kind": "items", "name": "facts", "path": str(self.folder / "items.jsonl")}],
+                "gates": [{"kind": "noninferiority", "metric": "facts.accuracy", "margin": 0.05}],
+                "registry": {"kind": "mlflow", "name": "tiny", "targets": targets},
+            }
         )
         fetch = self.commit("fetch", "", self.baseline)
         ways, records = [], []
@@ -126,7 +141,9 @@ class World:
         baseline, artifact = self.store.find("fetch", fetch.key), self.store.find("quantize", stage.key)
         assert baseline is not None
         assert artifact is not None
-        accuracy = Measurement(name="facts.accuracy", value=0.8, unit="share", n=100, direction="higher", low=0.7, high=0.9)
+        accuracy = Measurement(
+            name="facts.accuracy", value=0.8, unit="share", n=100, direction="higher", low=0.7, high=0.9
+        )
         evidence = Evidence(
             variant=result.variant,
             artifact_digest=artifact.checkpoint_digest(),

@@ -170,7 +170,7 @@ def test_a_missing_linear_fails(copy):
 
     session = Transformers().open(place / "checkpoint", "cpu")
     change_tensors(place, drop)
-    result = proof.prove(place / "checkpoint", place / "witness", TINY, session, 0.0)
+    result = proof.prove(place / "checkpoint", place / "witness", TINY, session)
     assert result.outcome == "fail"
     assert "lacks 1 of 28 quantized Linears, model.layers.0.mlp.up_proj" in result.sentences[0]
 

@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sqlite3
-from contextlib import closing
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -20,32 +20,16 @@ from quantize.errors import RegistryError, StoreError
 from quantize.history import history, status
 from quantize.promotion import alias_map
 from quantize.protocols import VersionState
-from quantize.registries import Mlflow
 from quantize.release import release_run
 from quantize.run import VariantRecord, read_record
 from quantize.verdict import Decision
+
+pytest_plugins = ["release_fixtures"]
 
 FIRST = Result("fp8", b"first" * 100)
 SECOND = Result("fp8", b"second" * 90)
 SMALL = Result("int4", b"small" * 10, lower=-0.04)
 MODULES = ("release.py", "promotion.py", "operate.py")
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """A database that MLflow has laid out, to copy: laying one out takes seconds."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    registry = Mlflow(name="layout", uri=f"sqlite:///{file}")
-    registry.end_run(registry.start_run("layout", None, {}), "FINISHED")
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")  # one flush a commit: hundreds of commits wait for the disk
-    return file
-
-
-@pytest.fixture
-def world(empty_database, tmp_path):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return World(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def aliases(world: World) -> dict[str, str]:
@@ -63,13 +47,9 @@ def decision_of(variant: VariantRecord) -> Decision:
 
 def points() -> list[str]:
     """The fault points of a release and of an operator's hand, read from the source."""
-    found = []
-    for module in MODULES:
-        source = (Path(quantize.__file__).parent / module).read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
-                found.append(ast.literal_eval(node.args[0]))
-    return found
+    sources = ((Path(quantize.__file__).parent / module).read_text(encoding="utf-8") for module in MODULES)
+    nodes = (node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [ast.literal_eval(node.args[0]) for node in nodes if ast.unparse(node.func) == "faults.point"]
 
 
 def test_the_first_release_makes_the_baseline_version_1_and_promotes_what_passed(world):
@@ -278,6 +258,29 @@ def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champio
     assert [row.state for row in status(world.registry)] == ["baseline", "superseded", "rolled_back"]
 
 
+def test_a_server_that_is_down_is_named_at_once_and_the_same_run_is_released_later(world):
+    runner, record = world.run(FIRST)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"http://user:secret@127.0.0.1:{unused.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(RegistryError, match=r"does not answer.*the same command then releases") as error:
+            release_run(world.registry.model_copy(update={"uri": dead}), runner, record)
+    assert time.monotonic() - began < 20
+    assert "secret" not in str(error.value)
+    assert decision_of(release_run(world.registry, runner, record).variants[0]).action == "promote"
+
+
+def test_two_processes_that_release_one_verdict_decide_it_once(world, killable):
+    both = [killable.Process(target=work, args=(world, "first release")) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [(v.variant, events_of(v)) for v in world.registry.versions()] == [("baseline", 0), ("fp8", 1)]
+
+
 # --- crashes -------------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +302,7 @@ def work(world: World, what: str) -> None:
 
 
 def scenario(point: str) -> str:
-    verb = point.split(".")[0]
+    verb = point.split(".", maxsplit=1)[0]
     if verb == "release":
         return "first release" if point == "release.baseline" else "second release"
     return verb
