@@ -95,43 +95,31 @@ class Recipe(Record):
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Recipe:
-        for what, names in (("variant", [v.name for v in self.variants]), ("eval", [e.name for e in self.evals])):
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise ValueError(f"two {what}s are called {min(twice)!r}")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fits_together(cls, data: Any, validate: ModelWrapValidatorHandler[Recipe]) -> Recipe:
+        """Problems of single values and problems between them, all at once."""
+        between = [
+            InitErrorDetails(type=PydanticCustomError("inconsistent", "{text}", {"text": text}), loc=place, input=data)
+            for place, text in inconsistencies(data)
+        ]
+        try:
+            recipe = validate(data)
+        except ValidationError as error:
+            single = [_again(problem) for problem in error.errors()]
+            raise ValidationError.from_exception_data("Recipe", [*single, *between]) from None
+        if between:
+            raise ValidationError.from_exception_data("Recipe", between)
+        return recipe
 
-    @model_validator(mode="after")
-    def _variants_can_be_made(self) -> Recipe:
-        reserved = {"baseline", *self.registry.targets}
-        for variant in self.variants:
-            if variant.name in reserved:
-                raise ValueError(f"a variant may not be called {variant.name!r}: the word is taken")
-            if variant.method.calibrated and self.calibration is None:
-                raise ValueError(
-                    f"variant {variant.name!r} uses {variant.method.kind}, which needs `calibration:` "
-                    "(`kind: self` needs no data)"
-                )
-        return self
 
-    @model_validator(mode="after")
-    def _targets_and_gates_name_what_is_there(self) -> Recipe:
-        known = {variant.name for variant in self.variants}
-        for target, rule in self.registry.targets.items():
-            for name in rule.from_:
-                if name not in known:
-                    raise ValueError(f"target {target!r} draws from {name!r}, which is not a variant of this recipe")
-        evals = {metric.name for metric in self.evals}
-        for gate in self.gates:
-            if gate.metric.split(".")[0] not in evals:
-                raise ValueError(
-                    f"gate metric {gate.metric!r} names no eval of this recipe ({', '.join(sorted(evals))})"
-                )
-        if all(gate.advisory for gate in self.gates):
-            raise ValueError("every gate is advisory: nothing could ever stop a bad variant")
-        return self
+def _again(problem: ErrorDetails) -> InitErrorDetails:
+    """An error that pydantic has told, in the form in which it takes one."""
+    return InitErrorDetails(
+        type=PydanticCustomError(problem["type"], "{text}", {**problem.get("ctx", {}), "text": problem["msg"]}),
+        loc=problem["loc"],
+        input=problem["input"],
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,8 +208,10 @@ class Runner:
             try:
                 self.executor.run(self._spec(stage), self.store.root, log, self.watcher.progress(stage), lease)
             except StageFailed as error:
-                self.watcher.failed(stage, error)
-                raise
+                if self.store.find(stage.kind, stage.key) is None:
+                    self.watcher.failed(stage, error)
+                    raise
+                self.watcher.note(f"{stage.label}: its process died after it had committed; nothing is lost")
         manifest = self.store.find(stage.kind, stage.key)
         if manifest is None:
             raise StageFailed("its process ended well but committed nothing.", where=f"stage {stage.label}")

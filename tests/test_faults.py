@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command, tiny_recipe, write_recipe
+from program import command, tiny_recipe, write_recipe
 
 import quantize
 from quantize.store import Store
@@ -25,11 +26,10 @@ STAGES = 6
 
 def points(*prefixes: str) -> list[str]:
     """All fault points of the program whose names begin with one of `prefixes`, in the order of the source."""
-    found = []
-    for path in sorted(Path(quantize.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
-                found.append(ast.literal_eval(node.args[0]))
+    files = sorted(Path(quantize.__file__).parent.rglob("*.py"))
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point"]
+    found = [str(ast.literal_eval(call.args[0])) for call in calls]
     return [name for name in found if name.startswith(prefixes)]
 
 
@@ -71,23 +71,26 @@ def undisturbed(tmp_path_factory):
     return recipe, {key: digest for key, (digest, _) in contents(folder / "store").items()}
 
 
-def test_a_run_killed_at_every_point_in_turn_ends_with_the_same_bytes_and_repeats_no_stage(undisturbed, tmp_path):
+@pytest.mark.parametrize("name", points("store.", "worker.", "run."))
+def test_a_run_killed_at_any_point_resumes_with_the_same_bytes_and_repeats_nothing(undisturbed, tmp_path, name):
+    """The first and the last stage are still to do, so that every point lies on the way; the others are not redone."""
     recipe, expected = undisturbed
     store = tmp_path / "store"
-    seen: dict[str, tuple[str, str]] = {}
-    names = points("store.", "worker.", "run.")
-    assert len(names) >= 8
-    for name in names:
-        killed = command("run", recipe, "--store", store, "--no-release", QUANTIZE_FAULT=name)
-        # The point kills a worker (reported, exit 1) or the driver itself (-9): it was reached either way.
-        assert killed.returncode in (1, -signal.SIGKILL), f"{name} was never reached: {killed.stderr}"
-        now = contents(store)
-        assert {key: now[key] for key in seen} == seen, f"{name}: a committed stage was made again"
-        seen = now
+    shutil.copytree(recipe.parent / "store", store, symlinks=True)
+    for kind in ("fetch", "judge"):
+        shutil.rmtree(store / kind)
+    before = contents(store)
+    killed = command("run", recipe, "--store", store, "--no-release", QUANTIZE_FAULT=name)
+    died = (
+        killed.returncode == -signal.SIGKILL or "SIGKILL" in killed.stderr or "after it had committed" in killed.stderr
+    )
+    assert died, f"{name} was never reached: {killed.stderr}"
+    between = contents(store)
     finished = command("run", recipe, "--store", store, "--no-release", "--json")
     assert finished.returncode == 0, finished.stderr
     now = contents(store)
-    assert {key: now[key] for key in seen} == seen
+    for earlier in (before, between):
+        assert {key: now[key] for key in earlier} == earlier, "a committed stage was made again"
     assert {key: digest for key, (digest, _) in now.items()} == expected
     assert list((store / "drafts").iterdir()) == []
 

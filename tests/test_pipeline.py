@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, command, tiny_recipe, write_recipe
+from program import TINY, command, tiny_recipe, write_recipe
 
 STAGES = 14
 
@@ -16,7 +16,10 @@ STAGES = 14
 def test_a_run_decides_every_variant_and_moves_the_aliases(finished):
     store, document, _ = finished
     decisions = {variant["name"]: variant["decision"] for variant in document["variants"]}
-    assert {name: decision["action"] for name, decision in decisions.items()} == {"int8": "promote", "int4-gptq": "promote"}
+    assert {name: decision["action"] for name, decision in decisions.items()} == {
+        "int8": "promote",
+        "int4-gptq": "promote",
+    }
     status = json.loads(command("status", "tiny", "--store", store, "--json").stdout)
     versions = {version["version"]: version["variant"] for version in status["versions"]}
     assert versions == {"1": "baseline", "2": "int8", "3": "int4-gptq"}
@@ -73,7 +76,9 @@ def test_verify_recomputes_a_run_from_bytes_and_rows(finished):
 
 @pytest.mark.parametrize("kind", ["quantize", "evaluate", "judge"])
 def test_verify_finds_a_flipped_byte(copied, finished, kind):
-    files = [path for path in (copied / kind).rglob("*") if path.is_file() and path.name != "manifest.json"]
+    stages = finished[1]["variants"][0]["stages"]
+    folders = [copied / kind / key[:24] for label, key in stages.items() if label.split(".")[0] == kind]
+    files = [path for path in folders[0].rglob("*") if path.is_file() and path.name != "manifest.json"]
     file = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1

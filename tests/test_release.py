@@ -241,6 +241,17 @@ def test_an_operators_target_stays_until_something_new_passes(world):
     assert aliases(world)["production"] == "4"
 
 
+def test_a_target_set_by_hand_stays_when_a_variant_passes_that_it_does_not_draw_from(world):
+    world.targets = {"production": {"from": ["fp8", "int4"]}, "edge": {"from": ["int4"]}}
+    world.release(FIRST, SMALL)
+    world.release(Result("int4", b"tiny"))
+    operate.promote(world.registry, "edge", "3", "the device has the memory", "eva", force=False)
+    world.release(SECOND)
+    assert aliases(world)["edge"] == "3"
+    world.release(Result("int4", b"tinier"))
+    assert aliases(world)["edge"] == "6"
+
+
 def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champion(world):
     world.release(FIRST)
     record = world.release(SECOND)

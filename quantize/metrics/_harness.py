@@ -1,4 +1,4 @@
-"""Running lm-evaluation-harness: tasks in, one sample per document out. No caches, no code from YAML.
+"""Running lm-evaluation-harness: tasks in, one sample per document out. No caches.
 
 The harness's traps are met here once: its request cache does not know the model, so it is off; its own ids are not
 ours, so documents carry their own; its standard errors are unpaired, so they are not computed.
@@ -7,12 +7,11 @@ ours, so documents carry their own; its standard errors are unpaired, so they ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from quantize.errors import DataError
 
-__all__ = ["forbid_code", "make_task", "run_tasks"]
+__all__ = ["make_task", "run_tasks"]
 
 Sample = dict[str, Any]
 
@@ -47,23 +46,3 @@ def run_tasks(lm: Any, tasks: dict[str, Any], limit: int | None = None) -> dict[
         raise DataError("lm-eval returned nothing.")
     samples: dict[str, list[Sample]] = result["samples"]
     return samples
-
-
-def forbid_code(path: Path) -> None:
-    """Refuse task YAML that runs code (`!function`), in the file itself and in what it includes. Raises DataError."""
-    queue, seen = [path], set()
-    while queue:
-        file = queue.pop()
-        if file in seen or not file.is_file():
-            continue
-        seen.add(file)
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            bare = line.split("#")[0]
-            if "!function" in bare:
-                raise DataError(
-                    "`!function` runs code from this file's folder.",
-                    where=f"{file}:{number}",
-                    fix="If you trust it, set `allow_code: true` for this eval.",
-                )
-            if bare.strip().startswith("include:"):
-                queue.append(file.parent / bare.split(":", 1)[1].strip().strip("'\""))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,8 +12,9 @@ from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
-from quantize.metrics._harness import forbid_code, run_tasks
+from quantize.metrics._harness import run_tasks
 from quantize.metrics._rows import compare_items, item_measurements, write_rows
+from quantize.metrics._task_yaml import forbid_code, read_files
 from quantize.protocols import Progress, Session
 from quantize.record import Record, digest, file_sha256
 
@@ -18,9 +22,11 @@ __all__ = ["LmEvalTask"]
 
 
 class LmEvalTask(Record):
-    """`task` is a task's name, known to the harness or found in the YAML files of `include_path`.
+    """`task` is a task's name, known to the harness or found in the YAML files of `include_path`, or a YAML file.
 
-    `metric` and `filter` choose which of the task's scores counts. `limit` takes the first documents only.
+    A YAML file is looked up in `include_path`, or in the working directory where that is not given. `metric` and
+    `filter` choose which of the task's scores counts. `limit` takes the first documents only. YAML that runs code is
+    refused before the harness loads it, unless `allow_code`; the tasks that come with lm-eval are trusted.
     """
 
     kind: Literal["lm_eval"] = "lm_eval"
@@ -39,15 +45,12 @@ class LmEvalTask(Record):
         return False
 
     def identity(self) -> dict[str, Any]:
-        """The config, and the digests of the files under `include_path`."""
+        """The config, and the digests of the files that the task reads: YAML, includes, local data, `include_path`."""
         config = self.model_dump(mode="json", exclude={"include_path", "name"})
-        if self.include_path is None:
-            return config
-        folder = Path(self.include_path)
-        if not folder.is_dir():
-            raise DataError("there is no such folder of tasks.", where=self.include_path)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {**config, "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
+        files = set(read_files(self._yaml()))
+        if self.include_path is not None:
+            files |= {path.resolve() for path in Path(self.include_path).rglob("*") if path.is_file()}
+        return {**config, "files": sorted(f"{file.name} {file_sha256(file)}" for file in files)} if files else config
 
     def items(self, slice_name: str | None = None) -> int:
         """Only the running task knows."""
@@ -57,57 +60,92 @@ class LmEvalTask(Record):
         self, session: Session, arm: str, out: Path, reference: Path | None, baseline: Path | None, progress: Progress
     ) -> ArmMeasurements:
         """See `protocols.Metric.measure`."""
-        task = self._load()
-        samples = run_tasks(session.lm(), {self.task: task}, self.limit)[self.task]
-        rows = [self._row(sample) for sample in samples if sample.get("filter", "none") == self.filter]
-        if not rows:
+        name, task = self._load()
+        samples = run_tasks(session.lm(), {name: task}, self.limit)[name]
+        chosen = [sample for sample in samples if sample.get("filter", "none") == self.filter]
+        if not chosen:
             filters = sorted({str(sample.get("filter", "none")) for sample in samples})
             raise DataError(f"the task has no filter {self.filter!r} (it has {', '.join(filters)}).", where=self.task)
+        seen: Counter[str] = Counter()
+        rows, stops = [], []
+        for sample in chosen:
+            # Documents may be equal; they come in the same order in both arms, so a count tells them apart.
+            seen[sample["doc_hash"]] += 1
+            rows.append(self._row(sample, f"{sample['doc_hash']}-{seen[sample['doc_hash']]}"))
+            if not _finite(sample["filtered_resps"]):
+                stops.append(f"document {sample['doc_id']} has a log-likelihood that is not finite")
         write_rows(rows, ITEM_ROWS, out)
         return ArmMeasurements(
             eval=self.name,
             arm=arm,
-            dataset_digest=digest(sorted(row["prompt_sha256"] for row in rows)),
+            dataset_digest=digest(sorted([row["item_id"], row["prompt_sha256"]] for row in rows)),
             engine=type(session).__name__,
             device=session.device,
             measurements=item_measurements(self.name, rows),
-            hard_stops=[],
+            hard_stops=stops[:5],
         )
 
     def compare(self, baseline: Path, variant: Path) -> list[Comparison]:
         """See `protocols.Metric.compare`."""
         return compare_items(self.name, baseline, variant)
 
-    def _load(self) -> Any:
+    def _file(self) -> Path | None:
+        """The YAML file that `task` names, if it names one and not a task."""
+        return Path(self.include_path or ".") / self.task if self.task.endswith((".yaml", ".yml")) else None
+
+    def _yaml(self) -> list[Path]:
+        """The user's YAML files that the harness would read. Raises DataError when what is named is not there."""
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise DataError("there is no such folder of tasks.", where=self.include_path)
+        file = self._file()
+        if file is not None and not file.is_file():
+            raise DataError("there is no such task file.", where=str(file), fix="Check evals.task in the recipe.")
+        found = sorted(Path(self.include_path).rglob("*.yaml")) if self.include_path is not None else []
+        return [*found, file] if file is not None else found
+
+    def _load(self) -> tuple[str, Any]:
+        """The task and the name it has in the harness."""
         from lm_eval.tasks import TaskManager
 
-        if self.include_path is not None and not self.allow_code:
-            for path in sorted(Path(self.include_path).rglob("*.yaml")):
-                forbid_code(path)
-        manager = TaskManager(include_path=self.include_path, include_defaults=self.include_path is None)
+        if not self.allow_code:
+            forbid_code(self._yaml())
+        file = self._file()
+        defaults = self.include_path is None and file is None
+        manager = TaskManager(include_path=self.include_path, include_defaults=defaults)
+        # The harness would take any other text for a path and load that file, unchecked.
+        if file is None and self.task not in manager.all_tasks:
+            raise DataError("lm-eval knows no such task.", where=self.task, fix="Give `include_path` for your own.")
         try:
-            tasks = manager.load([self.task])["tasks"]
-        except (KeyError, ValueError, FileNotFoundError) as error:
-            raise DataError(f"lm-eval cannot load the task: {error}", where=self.task) from error
-        if list(tasks) != [self.task]:
+            tasks = manager.load([str(file.resolve()) if file is not None else self.task])["tasks"]
+        except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+            raise DataError(f"lm-eval cannot load the task: {type(error).__name__}: {error}", where=self.task) from error
+        if len(tasks) != 1 or (file is None and self.task not in tasks):
             raise DataError("this is a group of tasks.", where=self.task, fix=f"Name one of {', '.join(tasks)}.")
-        task = tasks[self.task]
+        name, task = next(iter(tasks.items()))
         if self.fewshot is not None:
             task.set_config(key="num_fewshot", value=self.fewshot)
-        return task
+        return name, task
 
-    def _row(self, sample: dict[str, Any]) -> dict[str, Any]:
-        if self.metric not in sample:
-            known = ", ".join(sorted(key for key, value in sample.items() if isinstance(value, int | float)))
-            raise DataError(f"the task has no metric {self.metric!r} (it has {known}).", where=self.task)
+    def _row(self, sample: dict[str, Any], item_id: str) -> dict[str, Any]:
+        score = sample.get(self.metric) if self.metric in sample["metrics"] else None
+        if isinstance(score, bool) or not isinstance(score, Real):
+            known = ", ".join(sorted(key for key in sample["metrics"] if isinstance(sample[key], Real)))
+            raise DataError(f"the task has no metric {self.metric!r} (it has {known or 'none'}).", where=self.task)
         return {
-            "item_id": str(sample["doc_hash"]),
+            "item_id": item_id,
             "filter": self.filter,
             "prompt_sha256": str(sample["prompt_hash"]),
             "slice": None,
             "cluster": None,
-            "score": float(sample[self.metric]),
+            "score": float(score),
             "answer": str(sample["filtered_resps"]),
             "target": str(sample["target"]),
             "prompt": str(sample["arguments"][0][0] if isinstance(sample["arguments"], list) else ""),
         }
+
+
+def _finite(value: Any) -> bool:
+    """False where a response holds a float that is not finite, however deep."""
+    if isinstance(value, list | tuple):
+        return all(_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
