@@ -27,7 +27,7 @@ class NonInferiority(Record):
     advisory: bool = False
 
     def judge(self, evidence: Evidence) -> Finding:
-        """Decide from the counts of gains and losses (source: STATISTICS in docs, Tango 1998)."""
+        """Decide from the counts of gains and losses (Tango 1998; see `quantize.stats`)."""
         from quantize.stats import noninferiority
 
         comparison = next((c for c in evidence.comparisons if c.metric == self.metric), None)
