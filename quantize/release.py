@@ -194,7 +194,7 @@ class _Release:
         number = version.version
         action = _ACTIONS[verdict.outcome]
         champion = alias_map(self.versions).get(variant.name)
-        reason = " ".join(verdict.reasons())
+        reason = " ".join(verdict.reasons()[:1])
         tags = {"verdict_digest": verdict.digest(), "outcome": verdict.outcome, "lower": _lower(verdict)}
         tags |= {"recipe_digest": verdict.recipe_digest, "run": self.record.run, "evidence_run": run}
         if version.state == "rolled_back":

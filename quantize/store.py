@@ -30,9 +30,10 @@ from quantize.artifact import FileEntry, Manifest, Provenance
 from quantize.errors import StoreError
 from quantize.record import file_sha256
 
-__all__ = ["MANIFEST", "Store", "read_manifest", "verify_directory", "writing"]
+__all__ = ["FULL_DISK", "MANIFEST", "Store", "read_manifest", "verify_directory", "writing"]
 
 MANIFEST = "manifest.json"
+FULL_DISK = "The disk is full: free some space (`quantize gc` shows what can go) and run again."
 _POLL_SECONDS = 0.2
 _KEYED = re.compile(r"[0-9a-f]{24}\Z")
 
@@ -199,7 +200,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         fixes = {
-            errno.ENOSPC: "The disk is full: free some space (`quantize gc` shows what can go) and run again.",
+            errno.ENOSPC: FULL_DISK,
             errno.EDQUOT: "The disk quota is used up: free some space and run again.",
             errno.EROFS: "The file system is read-only: choose another with --store.",
             errno.EACCES: "You may not write there: choose another store with --store.",

@@ -8,6 +8,7 @@ whose driver was killed still finishes and commits, and nobody starts it twice.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ from typing import Any
 from quantize import faults
 from quantize.artifact import Provenance
 from quantize.errors import Interrupted, QuantizeError
-from quantize.store import Store, writing
+from quantize.store import FULL_DISK, Store, writing
 
 __all__ = ["main"]
 
@@ -125,7 +126,9 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 (the boundary of the process: everything else becomes a line in the driver)
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
-        events.send({"error": {"what": f"{type(error).__name__}: {lines[0][:500]}", "where": None, "fix": None}})
+        # Some libraries wrap the operating system's refusal in an error of their own.
+        full = FULL_DISK if os.strerror(errno.ENOSPC) in str(error) else None
+        events.send({"error": {"what": f"{type(error).__name__}: {lines[0][:500]}", "where": None, "fix": full}})
         return 1
     return 0
 

@@ -137,3 +137,28 @@ def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_
     assert second.returncode == 0
     assert "evaluate baseline facts" in json.loads(second.stdout)["reused"]
     assert "is at it; waiting" in second.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_fills_up_is_named_and_the_run_resumes_once_there_is_room(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    store.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", store], capture_output=True).returncode != 0:
+        pytest.skip("this machine may not mount a file system")
+    try:
+        stopped = command("run", recipe, "--store", store, "--no-release")
+        assert stopped.returncode == 1
+        assert "The disk is full" in stopped.stderr
+        assert "Traceback" not in stopped.stderr.split("FAILED")[0]
+        before = contents(store)
+        assert before
+        subprocess.run(["mount", "-o", "remount,size=64m", store], check=True)
+        resumed = command("run", recipe, "--store", store, "--no-release", "--json")
+        assert resumed.returncode == 0, resumed.stderr
+        assert "evaluate baseline facts" in json.loads(resumed.stdout)["reused"]
+        now = contents(store)
+        assert {key: now[key] for key in before} == before
+        assert {key: digest for key, (digest, _) in now.items()} == expected
+    finally:
+        subprocess.run(["umount", store], check=True)
