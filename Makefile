@@ -15,10 +15,10 @@ demo: $(STAMP)
 	case $$code in 0|3|4) exit 0 ;; *) exit $$code ;; esac
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu and not engine"
+	$(BIN)/pytest -m "not slow and not gpu and not engine" -n auto --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu" -s
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

@@ -10,7 +10,6 @@ The modules behind a verb are imported when it is called, so that `--help` start
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -44,13 +43,16 @@ def init(model: str, evals: Path, name: str | None, output: Path | None) -> None
     """Write a starter recipe for MODEL (hub id, directory or GGUF) and this machine."""
     from quantize.starter import starter_recipe
 
+    if output is not None and output.exists():
+        raise QuantizeError("the file exists.", where=str(output), fix="Name another, or remove it.")
     text = starter_recipe(model, evals, name)
     if output is None:
         click.echo(text, nl=False)
         return
-    if output.exists():
-        raise QuantizeError("the file exists.", where=str(output), fix="Name another, or remove it.")
-    output.write_text(text, encoding="utf-8")
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise QuantizeError(f"cannot be written ({error.strerror}).", where=str(output), fix="Name another.") from None
     click.echo(f"wrote {output}; next: quantize plan {output}", err=True)
 
 
@@ -74,16 +76,7 @@ def plan(
     config: Path | None,
 ) -> None:
     """Show the stages of RECIPE, cached or not, with estimates; refuse what cannot work."""
-    from quantize import job
-    from quantize.report import plan_document, print_plan
-
-    planned = job.preview(recipe, overrides, only, store_path, config)
-    if as_json:
-        as_document(plan_document(planned))
-    else:
-        print_plan(planned, sys.stdout)
-    if planned.preflight.problems:
-        raise RecipeError(list(planned.preflight.problems))
+    _plan(recipe, overrides, only, store_path, as_json=as_json, config=config)
 
 
 @cli.command()
@@ -106,11 +99,10 @@ def run(
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
     from quantize import job
     from quantize.display import watcher
-    from quantize.report import markdown, plan_document, print_plan, print_summary, summarise
+    from quantize.report import markdown, print_summary, summarise
 
     if dry_run:
-        planned = job.preview(recipe, overrides, only, store_path, None)
-        as_document(plan_document(planned)) if as_json else print_plan(planned, sys.stdout)
+        _plan(recipe, overrides, only, store_path, as_json=as_json, config=None)
         return 0
     record, code = job.execute(
         recipe, overrides, only, store_path, watcher(), release=not no_release, report=lambda r: markdown(summarise(r))
@@ -214,6 +206,27 @@ for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cl
     cli.add_command(verb)
 
 
+def _plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    store_path: Path,
+    *,
+    as_json: bool,
+    config: Path | None,
+) -> None:
+    from quantize import job
+    from quantize.report import plan_document, print_plan
+
+    planned = job.preview(recipe, overrides, only, store_path, config)
+    if as_json:
+        as_document(plan_document(planned))
+    else:
+        print_plan(planned, sys.stdout)
+    if planned.preflight.problems:
+        raise RecipeError([f"{recipe}: {problem}" for problem in planned.preflight.problems])
+
+
 def _run_directory(name: str, store: Path) -> Path:
     from quantize.upkeep import run_directories
 
@@ -240,7 +253,11 @@ def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Entry point: run a verb, turn errors into sentences and exit codes."""
+    """Entry point: run a verb, turn errors into sentences and exit codes.
+
+    Where the reader of stdout is gone (`quantize history | head`), click ends quietly with 1: what was decided was not
+    told to the end, so 0 would be wrong.
+    """
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = cli.main(standalone_mode=False)
@@ -259,9 +276,6 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: what is committed stays; run the same command to resume.", err=True)
         code = Interrupted.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -32,7 +32,7 @@ class Device:
 
 @cache
 def gpus() -> tuple[Device, ...]:
-    """The NVIDIA GPUs that this process may use, in the order in which CUDA numbers them."""
+    """The NVIDIA GPUs that this process may use, in the driver's order (CUDA's with CUDA_DEVICE_ORDER=PCI_BUS_ID)."""
     try:
         import pynvml
     except ImportError:
@@ -42,17 +42,31 @@ def gpus() -> tuple[Device, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        found = []
+        found: dict[str, Device] = {}
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            found.append(Device("cuda", str(pynvml.nvmlDeviceGetName(handle)), memory))
+            name = str(pynvml.nvmlDeviceGetName(handle))
+            found[str(pynvml.nvmlDeviceGetUUID(handle))] = Device("cuda", name, memory)
     finally:
         pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return tuple(found)
-    return tuple(found[int(part)] for part in visible.split(",") if part.isdigit() and int(part) < len(found))
+    return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _visible(found: dict[str, Device], wanted: str | None) -> tuple[Device, ...]:
+    """Those that CUDA_VISIBLE_DEVICES names by index or by the start of a UUID; CUDA stops at the first wrong name."""
+    if wanted is None:
+        return tuple(found.values())
+    seen = []
+    for part in wanted.split(","):
+        name = part.strip()
+        if name.isdecimal() and int(name) < len(found):
+            seen.append(list(found.values())[int(name)])
+        elif name and any(uuid.startswith(name) for uuid in found):
+            seen.append(next(device for uuid, device in found.items() if uuid.startswith(name)))
+        else:
+            break
+    return tuple(seen)
 
 
 def choose(wanted: str) -> Device:

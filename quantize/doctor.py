@@ -64,7 +64,7 @@ def _store(path: Path) -> list[Line]:
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     lines = [Line("ok" if free > 5e9 else "warn", "disk", f"{free / 1e9:.0f} GB free at {existing}")]
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         return [*lines, Line("fail", "store", f"{path} cannot be written", "Choose another with --store.")]
     manifests = list(Store(path).manifests())
     held = sum(file.size for _, manifest in manifests for file in manifest.files if file.target is None)

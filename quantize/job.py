@@ -11,7 +11,7 @@ from quantize.artifact import ModelFacts
 from quantize.device import Device, choose
 from quantize.errors import RecipeError
 from quantize.executors import Local
-from quantize.plan import Plan, make_plan
+from quantize.plan import Plan, chosen_variants, make_plan
 from quantize.preflight import Estimate, Preflight, check, estimates
 from quantize.protocols import Registry
 from quantize.recipe import LoadedRecipe, load
@@ -48,7 +48,7 @@ def preview(
     else:
         plan = make_plan(loaded, device, only)
         facts = loaded.recipe.model.facts()
-    variants = tuple(v for v in loaded.recipe.variants if not only or v.name in only)
+    variants = tuple(chosen_variants(loaded.recipe, only))
     preflight = check(loaded.recipe, facts, device, store_path, variants)
     costs = tuple(estimates(plan, facts, Store(store_path))) if plan is not None else ()
     return Preview(loaded, device, facts, preflight, plan, costs)

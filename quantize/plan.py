@@ -19,7 +19,7 @@ from quantize.recipe import LoadedRecipe, Recipe, Variant
 from quantize.record import digest
 from quantize.stages import STAGES
 
-__all__ = ["Plan", "Stage", "VariantPlan", "make_plan"]
+__all__ = ["Plan", "Stage", "VariantPlan", "chosen_variants", "make_plan"]
 
 _EVALUATION_LIBRARIES = ("lm_eval", "datasets")
 
@@ -86,9 +86,12 @@ class Plan:
 def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) -> Plan:
     """Plan a recipe for a device. `only` names the variants to plan (empty: all). Asks the source who it is."""
     recipe = loaded.recipe
-    chosen = _chosen(recipe, only)
+    chosen = chosen_variants(recipe, only)
     make = _Maker(recipe, device)
-    fetch = make.stage("fetch", "", {"source": recipe.model}, recipe.model.identity(), {}, ("safetensors",), False)
+    identity = recipe.model.identity()
+    # A branch may move between the plan and the fetch; the worker is given the commit that the key was made from.
+    source = recipe.model.model_copy(update={"revision": identity["commit"]}) if "commit" in identity else recipe.model
+    fetch = make.stage("fetch", "", {"source": source}, identity, {}, ("safetensors",), False)
     calibrate = None
     if recipe.calibration is not None and any(variant.method.calibrated for variant in chosen):
         calibrate = make.stage(
@@ -108,7 +111,8 @@ def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) 
     return Plan(recipe, device, fetch, calibrate, baseline, variants)
 
 
-def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
+def chosen_variants(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
+    """The variants named by `only`, or all of them; raises UsageError for a name that the recipe has not."""
     names = [variant.name for variant in recipe.variants]
     for name in only:
         if name not in names:

@@ -15,13 +15,16 @@ stage of the same kind and name, its own time is shown instead.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.artifact import ModelFacts
 from quantize.device import Device
-from quantize.gates import NonInferiority
+from quantize.gates import GateConfig, NonInferiority
+from quantize.metrics import Items
+from quantize.metrics._items_file import load_items
 from quantize.plan import Plan, Stage
 from quantize.protocols import Metric
 from quantize.recipe import Recipe, Variant
@@ -63,14 +66,13 @@ def check(recipe: Recipe, facts: ModelFacts, device: Device, store: Path, varian
         found = variant.method.problems(variant.resolved_scheme(), facts)
         problems += [f"variants.{variant.name}: {problem}" for problem in found]
     for gate in recipe.gates:
-        if isinstance(gate, NonInferiority):
-            problems += _too_few(recipe, gate)
-            notes += _power(recipe, gate)
-    need = sum(_disk(variant, facts) or 0 for variant in variants)
-    existing = next(path for path in (store, *store.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if need > free:
-        problems.append(f"{store}: the variants need about {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free")
+        absent = _no_slice(recipe, gate)
+        problems += absent
+        if isinstance(gate, NonInferiority) and not absent:
+            few = _too_few(recipe, gate)
+            problems += few
+            notes += [] if few else _power(recipe, gate)
+    problems += _store_problems(store, sum(_disk(variant, facts) or 0 for variant in variants))
     memory = _memory(facts, device)
     if memory is not None and device.memory is not None and memory > device.memory:
         notes.append(
@@ -95,11 +97,37 @@ def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
     return found
 
 
+def _store_problems(store: Path, need: float) -> list[str]:
+    existing = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "you may not write in" if existing.is_dir() else "there is a file called"
+        return [f"{store}: {reason} {existing}: choose another store with --store"]
+    free = shutil.disk_usage(existing).free
+    if need > free:
+        return [f"{store}: the variants need about {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"]
+    return []
+
+
+def _parts(recipe: Recipe, gate: GateConfig) -> tuple[Metric, str]:
+    """The eval that a gate looks at, and the slice of it; empty for all items."""
+    name = gate.metric.partition(".")[0]
+    return next(metric for metric in recipe.evals if metric.name == name), gate.metric.partition("/")[2]
+
+
 def _items(recipe: Recipe, gate: NonInferiority) -> int:
     """How many items the gate's metric has, or its slice; 0 where only the running task knows."""
-    metric: Metric = next(metric for metric in recipe.evals if metric.name == gate.metric.split(".")[0])
-    slice_name = gate.metric.partition("/")[2]
+    metric, slice_name = _parts(recipe, gate)
     return metric.items(slice_name or None)
+
+
+def _no_slice(recipe: Recipe, gate: GateConfig) -> list[str]:
+    """One sentence where the gate looks at a slice that no item is in."""
+    metric, slice_name = _parts(recipe, gate)
+    if "/" not in gate.metric or (slice_name and metric.items(slice_name)):
+        return []
+    found = sorted({item.slice for item in load_items(metric.path) if item.slice}) if isinstance(metric, Items) else []
+    known = f"it has {', '.join(found)}" if found else "it has no slices"
+    return [f"gates {gate.metric}: the eval {metric.name!r} has no slice {slice_name!r}: {known}"]
 
 
 def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
@@ -109,10 +137,14 @@ def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
     least = least_items(gate.margin, gate.alpha) if items else 0
     if items >= least:
         return []
-    reachable = 1 - gate.alpha ** (1 / items)
+    # The closed form is a lower bound; the exact test may ask for a little more.
+    points = math.ceil(1000 * (1 - gate.alpha ** (1 / items)))
+    while points < 1000 and least_items(points / 1000, gate.alpha) > items:
+        points += 1
+    mend = f", or raise the margin to {points / 10:.1f} points" if points < 1000 else ""
     problem = (
         f"gates {gate.metric}: {items} items cannot show a loss below {100 * gate.margin:g} points even if no answer "
-        f"changes: at least {least} are needed. Add items, or raise the margin above {100 * reachable:.1f} points"
+        f"changes: at least {least} are needed. Add items{mend}"
     )
     return [problem]
 

@@ -11,8 +11,9 @@ import yaml
 
 from quantize.errors import RecipeError
 
-__all__ = ["Locator", "describe"]
+__all__ = ["Locator", "describe", "nearest"]
 
+_TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 Place = tuple[str | int, ...]
 
 
@@ -24,9 +25,13 @@ class Locator:
         self._text = text
         self._lines: dict[Place, int] = {}
         self._flags: dict[Place, str] = {}
+        self.problems: list[str] = []
 
     def data(self) -> dict[str, Any]:
-        """The text as plain data. Raises RecipeError for broken YAML, a key given twice, or anything but a mapping."""
+        """The text as plain data. Raises RecipeError for broken YAML, or anything but a mapping.
+
+        Keys given twice are kept in `problems`, to be told with all others.
+        """
         try:
             node = yaml.compose(self._text, Loader=yaml.SafeLoader)
             data = yaml.safe_load(self._text)
@@ -34,8 +39,11 @@ class Locator:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             raise RecipeError([f"{self._path}:{line}: this is not YAML: {error.problem or error.context}"]) from None
-        except (yaml.YAMLError, ValueError) as error:
-            raise RecipeError([f"{self._path}: this is not YAML: {error}"]) from None
+        except yaml.reader.ReaderError as error:
+            line = self._text.count("\n", 0, error.position) + 1
+            raise RecipeError([f"{self._path}:{line}: this is not YAML: {error.reason}"]) from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RecipeError([f"{self._path}:1: this is not YAML: {error}"]) from None
         if not isinstance(data, dict) or node is None:
             raise RecipeError([f"{self._path}:1: a recipe is a mapping with keys such as `model:` and `variants:`"])
         self._walk(node, ())
@@ -44,6 +52,8 @@ class Locator:
     def overridden(self, place: Place, flag: str) -> None:
         """Remember that `--set` gave this value."""
         self._flags[place] = flag
+        # The text no longer says what stands at or below this place.
+        self._lines = {known: line for known, line in self._lines.items() if known[: len(place)] != place}
 
     def where(self, place: Place) -> str:
         """`file:line dotted.place`, or the flag that set it; the nearest enclosing line where the key is missing."""
@@ -55,19 +65,31 @@ class Locator:
                 return f"{self._path}:{self._lines[place[:length]]} {dotted}".rstrip()
         return f"{self._path}:1 {dotted}".rstrip()
 
-    def _walk(self, node: yaml.Node, place: Place) -> None:
+    def in_order(self, problems: list[str]) -> list[str]:
+        """Problems as a reader meets them in the file; those of the command line first."""
+        numbers = [problem.removeprefix(f"{self._path}:").partition(" ")[0].rstrip(":") for problem in problems]
+        order = sorted(range(len(problems)), key=lambda i: int(numbers[i]) if numbers[i].isdigit() else 0)
+        return [problems[i] for i in order]
+
+    def _walk(self, node: yaml.Node, place: Place, within: tuple[int, ...] = ()) -> None:
         self._lines.setdefault(place, node.start_mark.line + 1)
+        if id(node) in within:
+            raise RecipeError([f"{self.where(place)}: the value contains itself"])
+        within = (*within, id(node))
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 child = (*place, str(key.value))
+                line = key.start_mark.line + 1
+                at = f"{self._path}:{line} {'.'.join(map(str, child))}"
                 if child in self._lines:
-                    line = key.start_mark.line + 1
-                    raise RecipeError([f"{self._path}:{line} {'.'.join(map(str, child))}: the key is given twice"])
-                self._lines[child] = key.start_mark.line + 1
-                self._walk(value, child)
+                    self.problems.append(f"{at}: the key is given twice")
+                if key.tag not in _TEXT_KEYS:
+                    self.problems.append(f"{at}: YAML reads this key as something other than text: put it in quotes")
+                self._lines[child] = line
+                self._walk(value, child, within)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
-                self._walk(value, (*place, index))
+                self._walk(value, (*place, index), within)
 
 
 def describe(problem: Mapping[str, Any], data: Any, locator: Locator, schema: dict[str, Any]) -> str:
@@ -76,26 +98,25 @@ def describe(problem: Mapping[str, Any], data: Any, locator: Locator, schema: di
     kind, message = problem["type"], str(problem["msg"])
     context = problem.get("ctx") or {}
     place = _in_data(loc, data)
-    if kind == "extra_forbidden":
+    if kind == "extra_forbidden" and place:
         names = _properties(place[:-1], data, schema)
-        return f"{locator.where(place)}: there is no key {place[-1]!r} here. {_nearest(str(place[-1]), names)}"
+        return f"{locator.where(place)}: there is no key {place[-1]!r} here. {nearest(str(place[-1]), names)}"
     if kind == "missing":
         return f"{locator.where((*place, loc[-1]))}: the key {loc[-1]!r} is missing"
     if kind == "union_tag_not_found":
         return f"{locator.where(place)}: the key 'kind' is missing: one of {_tags(place, schema, data)}"
     if kind == "union_tag_invalid":
         names = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return f"{locator.where((*place, 'kind'))}: {context['tag']!r} is not a kind. {_nearest(context['tag'], names)}"
+        return f"{locator.where((*place, 'kind'))}: {context['tag']!r} is not a kind. {nearest(context['tag'], names)}"
     if kind == "literal_error":
-        names = [name.strip(" '") for name in str(context["expected"]).replace(" or ", ",").split(",")]
-        return (
-            f"{locator.where(place)}: {problem['input']!r} is not known here. {_nearest(str(problem['input']), names)}"
-        )
+        allowed = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+        return f"{locator.where(place)}: {problem['input']!r} is not known here: it is one of {allowed}"
     text = message.removeprefix("Value error, ")
     return f"{locator.where(place)}: {text[:1].lower() + text[1:] if not text.startswith(('W', 'F')) else text}"
 
 
-def _nearest(word: str, names: list[str]) -> str:
+def nearest(word: str, names: list[str]) -> str:
+    """A question for the name that was probably meant, or the list of all names."""
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}."
 

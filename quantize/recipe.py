@@ -7,15 +7,18 @@ are relative to the recipe's own directory; those given by `--set` to the curren
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from quantize.calibrators import CalibratorConfig
+from quantize.consistency import inconsistencies
 from quantize.engines import EngineConfig, Transformers
 from quantize.errors import RecipeError
 from quantize.gates import GateConfig
@@ -23,7 +26,7 @@ from quantize.methods import MethodConfig
 from quantize.metrics import MetricConfig
 from quantize.problems import Locator, describe
 from quantize.record import Record, digest
-from quantize.registries import RegistryConfig
+from quantize.registries import RegistryConfig, alias_problem
 from quantize.scheme import Scheme, preset
 from quantize.sources import SourceConfig
 
@@ -40,18 +43,26 @@ def _is_name(value: str) -> str:
     return value
 
 
+def _is_variant_name(value: str) -> str:
+    problem = alias_problem(_is_name(value))
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
 def _is_preset(value: str) -> str:
     preset(value)
     return value
 
 
 Name = Annotated[str, AfterValidator(_is_name)]
+VariantName = Annotated[str, AfterValidator(_is_variant_name)]
 
 
 class Variant(Record):
     """One compressed model: a scheme (which numbers) and a method (how they are found)."""
 
-    name: Name
+    name: VariantName
     scheme: Annotated[str, AfterValidator(_is_preset)]
     method: MethodConfig
     group_size: Annotated[int | None, Field(gt=0, description="Overrides the preset's group size.")] = None
@@ -147,13 +158,17 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
     data = locator.data()
     for override in overrides:
         _override(data, override, locator)
-    identity = digest(data)
-    _resolve_paths(data, path.absolute().parent, locator)
+    as_written = copy.deepcopy(data)
+    _resolve_paths(data, path.absolute().parent)
+    problems = list(locator.problems)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError([describe(problem, data, locator, json_schema()) for problem in error.errors()]) from None
-    return LoadedRecipe(recipe, path, text, identity, overrides)
+        schema = json_schema()
+        problems += [describe(problem, data, locator, schema) for problem in error.errors()]
+    if problems:
+        raise RecipeError(locator.in_order(problems))
+    return LoadedRecipe(recipe, path, text, digest(as_written), overrides)
 
 
 def json_schema() -> dict[str, Any]:
@@ -172,19 +187,20 @@ def _override(data: dict[str, Any], override: str, locator: Locator) -> None:
     except yaml.YAMLError:
         raise RecipeError([f"--set {override}: {raw!r} is not a YAML value"]) from None
     *parents, last = address.split(".")
+    flag = f"--set {address}"
     node: Any = data
     place: list[str | int] = []
     for part in parents:
         step = _step(node, part, override)
-        if isinstance(node, dict) and not isinstance(node.get(step), dict | list):
-            node[step] = {}
-        node = node[step]
         place.append(step)
+        if isinstance(node, dict) and node.get(step) is None:
+            node[step] = {}
+            locator.overridden(tuple(place), flag)
+        node = node[step]
     step = _step(node, last, override)
-    if step in _PATH_KEYS and isinstance(value, str):
-        value = str(Path(value).absolute())
     node[step] = value
-    locator.overridden((*place, step), f"--set {address}")
+    _resolve_paths(node if step in _PATH_KEYS else value, Path.cwd())
+    locator.overridden((*place, step), flag)
 
 
 def _step(node: Any, part: str, override: str) -> str | int:
@@ -194,19 +210,21 @@ def _step(node: Any, part: str, override: str) -> str | int:
         names = [item.get("name") if isinstance(item, dict) else None for item in node]
         if part in names:
             return names.index(part)
-        if part.isdigit() and int(part) < len(node):
+        if part.isdecimal() and int(part) < len(node):
             return int(part)
-        raise RecipeError([f"--set {override}: the list has no item {part!r} (it has {len(node)} items)"])
+        known = ", ".join(str(name if name is not None else index) for index, name in enumerate(names)) or "none"
+        raise RecipeError([f"--set {override}: the list has no item {part!r} (it has {known})"])
     raise RecipeError([f"--set {override}: {part!r} is below a plain value"])
 
 
-def _resolve_paths(node: Any, base: Path, locator: Locator) -> None:
+def _resolve_paths(node: Any, base: Path) -> None:
+    """Make every relative path below `node` absolute, in place."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key in _PATH_KEYS and isinstance(value, str):
                 node[key] = str(base / Path(value).expanduser())
             else:
-                _resolve_paths(value, base, locator)
+                _resolve_paths(value, base)
     elif isinstance(node, list):
         for item in node:
-            _resolve_paths(item, base, locator)
+            _resolve_paths(item, base)

@@ -6,30 +6,39 @@ INT4 run on anything since 8.0 and on CPUs. Group sizes follow from the model's 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
 
 from quantize.artifact import ModelFacts
 from quantize.device import capability
 from quantize.errors import UsageError
+from quantize.metrics import Items
+from quantize.recipe import Recipe
 from quantize.sources import Directory, Gguf, Hub
 
 __all__ = ["starter_recipe"]
 
 _FP8_CAPABILITY = (8, 9)
 _GROUPS = (128, 64, 32)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
 def starter_recipe(model: str, evals: Path, name: str | None) -> str:
     """The text of a recipe that runs. Raises SourceError or UsageError where model or eval set cannot be read."""
     source = _source(model)
-    facts = source.facts()
     if not evals.exists():
         raise UsageError(
             "there is no such eval set.",
             where=str(evals),
             fix='Write one: a JSON object a line, {"id": "1", "prompt": "...", "choices": [" a", " b"], "answer": 0}.',
         )
-    slug = name or "".join(c if c.isalnum() or c in ".-" else "-" for c in Path(model).name.lower()).strip("-.")
+    Items(name="mine", path=str(evals.absolute())).identity()
+    facts = source.facts()
+    slug = name or _slug(model)
+    names, variants = _variants(facts)
     lines = [
         "# yaml-language-server: $schema=recipe.schema.json",
         f"# {model}: {_described(facts)}.",
@@ -38,17 +47,18 @@ def starter_recipe(model: str, evals: Path, name: str | None) -> str:
         f"name: {slug}",
         "",
         "model:",
-        *(f"  {key}: {value}" for key, value in source.model_dump(mode="json").items()),
+        *(f"  {key}: {_yaml(value)}" for key, value in source.model_dump(mode="json").items()),
         "",
         "# Calibration text that the model writes itself: no data needed. Use `kind: text` and a `path` for your own.",
         "calibration: {kind: self, samples: 128, tokens: 512}",
         "",
-        *_variants(facts),
+        "variants:",
+        *variants,
         "",
         "evals:",
         "  - kind: items",
         "    name: mine",
-        f"    path: {evals.absolute()}",
+        f"    path: {_yaml(str(evals.absolute()))}",
         "",
         "# The largest loss that you would accept, in shares of the items: 0.02 is two points.",
         "gates:",
@@ -61,10 +71,15 @@ def starter_recipe(model: str, evals: Path, name: str | None) -> str:
         "  kind: mlflow",
         f"  name: {slug}",
         "  targets:",
-        "    production: {from: [" + ", ".join(_names()) + "], prefer: bytes}",
+        "    production: {from: [" + ", ".join(names) + "], prefer: bytes}",
         "",
     ]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    try:
+        Recipe.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        raise UsageError(f"--name {slug}: {error.errors()[0]['msg']}.", fix="Give another with --name.") from None
+    return text
 
 
 def _source(model: str) -> Hub | Directory | Gguf:
@@ -73,7 +88,7 @@ def _source(model: str) -> Hub | Directory | Gguf:
         return Directory(path=str(path.absolute()))
     if path.suffix == ".gguf":
         return Gguf(path=str(path.absolute()))
-    if path.exists() or model.count("/") != 1:
+    if path.exists() or not _HUB_ID.match(model):
         raise UsageError(f"{model!r} is neither a model directory, nor a .gguf file, nor a hub id such as org/name.")
     return Hub(repo=model)
 
@@ -83,8 +98,17 @@ def _described(facts: ModelFacts) -> str:
     return f"{facts.architecture}, {size}, {facts.dtype}"
 
 
-def _names() -> list[str]:
-    return (["fp8"] if _fp8() else []) + ["int8", "int4-gptq"]
+def _slug(model: str) -> str:
+    """A name for the recipe out of the model's: lower-case ASCII letters, digits, dots and dashes."""
+    found = "".join(
+        c if c.isascii() and c.isalnum() else "-" for c in Path(model).absolute().name.lower().removesuffix(".gguf")
+    )
+    return "-".join(part for part in found.split("-") if part)[:63] or "model"
+
+
+def _yaml(value: str) -> str:
+    """A text as one YAML value on one line, quoted where it must be."""
+    return yaml.safe_dump(value, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
 
 
 def _fp8() -> bool:
@@ -92,12 +116,13 @@ def _fp8() -> bool:
     return found is not None and found >= _FP8_CAPABILITY
 
 
-def _variants(facts: ModelFacts) -> list[str]:
-    lines = ["variants:"]
-    if _fp8():
-        lines += ["  - {name: fp8, scheme: FP8_DYNAMIC, method: {kind: rtn}}"]
-    lines += ["  - {name: int8, scheme: W8A8, method: {kind: rtn}}"]
+def _variants(facts: ModelFacts) -> tuple[list[str], list[str]]:
+    """Names, and lines of YAML. INT4 in groups only where a group size divides every Linear's input channels."""
+    variants = {"fp8": "scheme: FP8_DYNAMIC, method: {kind: rtn}"} if _fp8() else {}
+    variants["int8"] = "scheme: W8A8, method: {kind: rtn}"
     inputs = [int(shape.split("x")[1]) for shape in facts.linears or {}]
-    group = next((size for size in _GROUPS if all(width % size == 0 for width in inputs)), _GROUPS[-1])
-    chosen = "" if group == _GROUPS[0] else f", group_size: {group}"
-    return [*lines, f"  - {{name: int4-gptq, scheme: W4A16{chosen}, method: {{kind: gptq}}}}"]
+    group = next((size for size in _GROUPS if all(width % size == 0 for width in inputs)), None)
+    if group is not None:
+        chosen = "" if group == _GROUPS[0] else f", group_size: {group}"
+        variants["int4-gptq"] = f"scheme: W4A16{chosen}, method: {{kind: gptq}}"
+    return list(variants), [f"  - {{name: {name}, {rest}}}" for name, rest in variants.items()]

@@ -3,7 +3,8 @@
 The stock model runs prompt + choice once per choice. Here the prompts run once each, sorted by length, and the choices
 continue from the prompts' key-value cache. For four choices of a few tokens after a prompt of thirty that is a quarter
 of the work. Prompts of a batch are padded on the left and masked; choices are padded on the right, which a causal model
-cannot see. Scores equal the stock model's to float rounding; a test holds both side by side.
+cannot see. Scores equal the stock model's to float rounding; a test holds both side by side. A recurrent state cannot
+be handed from a prompt to several choices, so models that keep one are scored the stock way.
 
 Imported only by functions that have a model loaded, so it may import torch and lm-eval at the top.
 """
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from quantize.errors import DataError
 
 __all__ = ["SharedPrefixLM"]
 
@@ -29,43 +33,115 @@ Group = tuple[list[int], list[tuple[int, list[int]]]]
 
 
 class SharedPrefixLM(HFLM):  # type: ignore[misc]
-    """`max_batch_tokens` bounds the tokens of a forward pass; generation runs in batches of `batch_size`."""
+    """`max_batch_tokens` bounds the tokens of a forward pass; generation runs in batches of `batch_size`.
+
+    `finite` turns False when a logit is NaN or infinite while text is generated; log-likelihoods show it themselves.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, max_batch_tokens: int, batch_size: int = 16) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_batch_size=batch_size)
+        # Without logits_cache: where two requests are one text cut at different places, lm-eval 0.4.13 scores one of
+        # them with the other's slice of the logits.
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_batch_size=batch_size,
+            logits_cache=False,
+        )
+        self._batch_size = batch_size
         self._max_batch_tokens = max_batch_tokens
+        self._vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self._shares = self._keeps_only_keys_and_values()
+        self.finite = True
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """See the stock model. Nothing in a text says that its logits were NaN, so they are looked at here."""
+
+        def look(_module: Any, _inputs: Any, logits: torch.Tensor) -> None:
+            last = logits[:, -1]
+            if bool((last.isnan() | last.isposinf()).any()):
+                self.finite = False
+
+        hook = self.model.get_output_embeddings().register_forward_hook(look)
+        try:
+            texts: list[str] = super().generate_until(requests, disable_tqdm)
+        finally:
+            hook.remove()
+        return texts
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> Scores:
-        """Summed log-probability of each continuation, and whether it is the greedy one, in the given order."""
+        """Summed log-probability of each continuation, and whether it is the greedy one, in the given order.
+
+        Raises DataError for a choice of no tokens: its sum would be 0, and it would beat every other.
+        """
+        for texts, _, choice in requests:
+            if not choice:
+                raise DataError(
+                    f"nothing is left to score of the choice {texts[1]!r} after the prompt that ends in "
+                    f"{texts[0][-20:]!r}: the tokenizer joins them.",
+                    fix="End the prompt at a whole word, and let the choices begin with a blank.",
+                )
         answers: list[tuple[float, bool] | None] = [None] * len(requests)
-        long = [i for i, (_, prompt, choice) in enumerate(requests) if len(prompt) + len(choice) > self.max_length]
-        if long:  # truncated from the left by the stock model's rule, so no prompt is shared
-            scores = super()._loglikelihood_tokens([requests[i] for i in long], disable_tqdm, override_bs)
-            for index, score in zip(long, scores, strict=True):
+        # What does not fit is truncated from the left by the stock model's rule, so its prompt is not shared.
+        fits = [len(prompt) + len(choice) <= self.max_length for _, prompt, choice in requests]
+        alone = [index for index, fit in enumerate(fits) if not (fit and self._shares)]
+        if alone:
+            scores = self._stock([requests[index] for index in alone], disable_tqdm)
+            for index, score in zip(alone, scores, strict=True):
                 answers[index] = score
         groups: dict[tuple[int, ...], Group] = {}
         for index, (_, prompt, choice) in enumerate(requests):
             if answers[index] is None:
                 groups.setdefault(tuple(prompt), (prompt, []))[1].append((index, choice))
-        with tqdm(total=len(requests) - len(long), desc="log-likelihoods", disable=disable_tqdm) as bar:
+        with tqdm(total=len(requests) - len(alone), desc="log-likelihoods", disable=disable_tqdm) as bar:
             for batch in self._batches(list(groups.values())):
                 for index, score in self._score(batch):
                     answers[index] = score
                     bar.update()
         return [answer for answer in answers if answer is not None]
 
+    @torch.inference_mode()
+    def _keeps_only_keys_and_values(self) -> bool:
+        """Whether all that the model remembers of a prompt are keys and values, which can be copied to its choices."""
+        result = self.model(torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
+        layers: list[Any] = getattr(getattr(result, "past_key_values", None), "layers", [])
+        return bool(layers) and all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+
+    def _stock(self, requests: list[Request], disable_tqdm: bool) -> Scores:
+        """The stock model's scores, in batches that keep to the budgets."""
+        longest = min(max(len(prompt) + len(choice) for _, prompt, choice in requests), self.max_length)
+        rows = max(1, min(self._max_batch_tokens, _LOGITS // self._vocabulary) // longest)
+        self.batch_size_per_gpu = rows
+        try:
+            scores: Scores = super()._loglikelihood_tokens(requests, disable_tqdm)
+        finally:
+            self.batch_size_per_gpu = self._batch_size
+        return scores
+
+    def _pieces(self, group: Group) -> Iterator[Group]:
+        """A group whose choices alone would break the budgets, cut into groups that keep to them."""
+        prompt, choices = group
+        limit = min(self._max_batch_tokens, _LOGITS // self._vocabulary)
+        piece: list[tuple[int, list[int]]] = []
+        for choice in sorted(choices, key=lambda choice: -len(choice[1])):
+            if piece and (len(piece) + 1) * len(piece[0][1]) > limit:
+                yield prompt, piece
+                piece = []
+            piece.append(choice)
+        yield prompt, piece
+
     def _batches(self, groups: list[Group]) -> Iterator[list[Group]]:
         """Prompts of similar length, longest first, as many as the budgets of tokens and logits allow."""
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
         batch: list[Group] = []
-        for group in sorted(groups, key=lambda group: -len(group[0])):
+        pieces = [piece for group in groups for piece in self._pieces(group)]
+        for group in sorted(pieces, key=lambda group: -len(group[0])):
             together = [*batch, group]
             rows = sum(len(choices) for _, choices in together)
             continued = rows * max(len(ids) for _, choices in together for _, ids in choices)
             tokens = max(len(together) * len(together[0][0]), continued)
-            if batch and (tokens > self._max_batch_tokens or continued * vocabulary > _LOGITS):
+            if batch and (tokens > self._max_batch_tokens or continued * self._vocabulary > _LOGITS):
                 yield batch
                 together = [group]
             batch = together

@@ -45,7 +45,8 @@ def load_items(path: str) -> list[Item]:
     items = []
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            # Not splitlines(): JSON lets a text hold U+2028 and its like as they are.
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"this is not UTF-8 text ({error.reason}).", where=str(file)) from None
         for number, line in enumerate(lines, 1):
@@ -87,13 +88,18 @@ def _files(path: str) -> list[Path]:
     return files
 
 
-def _item(line: str, where: str) -> Item:
+def _object(line: str, where: str) -> dict[str, Any]:
+    """A line's JSON object, its keys checked and not yet its values."""
     try:
         data = json.loads(line)
     except ValueError as error:
         raise DataError(f"this line is not JSON ({error}).", where=where, fix=_EXAMPLE) from None
     if not isinstance(data, dict):
         raise DataError("an item is a JSON object.", where=where, fix=_EXAMPLE)
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError("a text holds half of a surrogate pair, which no tokenizer takes.", where=where) from None
     unknown = sorted(set(data) - _KEYS)
     if unknown:
         raise DataError(
@@ -102,6 +108,11 @@ def _item(line: str, where: str) -> Item:
     for key in _NEEDED:
         if key not in data:
             raise DataError(f"the key {key!r} is missing.", where=where, fix=_EXAMPLE)
+    return data
+
+
+def _item(line: str, where: str) -> Item:
+    data = _object(line, where)
     for key in ("id", "prompt", "cluster", "slice"):
         value = data.get(key, "-")
         if not isinstance(value, str) or not value.strip():
@@ -111,6 +122,8 @@ def _item(line: str, where: str) -> Item:
     if choices is None:
         if not isinstance(answer, str) or not answer.strip():
             raise DataError("without choices, 'answer' is the text that must be generated.", where=where)
+        if "\n" in answer.strip():
+            raise DataError("'answer' has several lines; only the first one that is generated counts.", where=where)
     else:
         answer = _answer(choices, answer, where)
     return Item(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from quantize.errors import DataError
+from quantize.errors import DataError, QuantizeError
 from quantize.protocols import Session
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["Reference", "store_reference"]
 
 _STATES, _HEAD = "reference.safetensors", "head.json"
+
+#: Positions that are read back, and how far their logits may lie apart: bfloat16, the coarsest, rounds to 0.4 %.
+_CHECKED, _TOLERANCE = 8, 1e-2
 
 
 class Reference:
@@ -53,12 +56,28 @@ class Reference:
         return torch.equal(tokens, self._tokens)
 
 
-def store_reference(session: Session, hidden: torch.Tensor, tokens: torch.Tensor, out: Path) -> None:
-    """Keep `hidden` (positions, hidden; float32) and scored `tokens` (positions), and how the head is applied."""
+def store_reference(
+    session: Session, hidden: torch.Tensor, tokens: torch.Tensor, out: Path, checkpoint: Path | None
+) -> None:
+    """Keep `hidden` (positions, hidden; float32) and scored `tokens` (positions), and how the head is applied.
+
+    With the baseline's `checkpoint`, the first positions are read back and its stored head must give what the session's
+    gives: a head stored under another name or packed would falsify every divergence. Raises QuantizeError.
+    """
+    import torch
     from safetensors.torch import save_file
 
     save_file({"hidden": hidden.contiguous(), "tokens": tokens.contiguous()}, out / _STATES)
     (out / _HEAD).write_text(json.dumps(asdict(session.head_parameters())), encoding="utf-8")
+    if checkpoint is not None:
+        again = Reference(out, checkpoint).logits(0, _CHECKED, "cpu")
+        logits = session.head(hidden[:_CHECKED]).cpu()
+        if not torch.allclose(again, logits, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+            raise QuantizeError(
+                "the output head in the weight files is not the one that the model applies.",
+                where=str(checkpoint),
+                fix="Leave the text eval out for this model.",
+            )
 
 
 def _tensor(checkpoint: Path, names: list[str]) -> torch.Tensor:

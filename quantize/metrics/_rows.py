@@ -49,7 +49,8 @@ def item_measurements(name: str, rows: list[Row]) -> list[Measurement]:
     found = []
     for suffix, group in groups.items():
         right = sum(row["score"] for row in group)
-        interval = wilson_interval(round(right), len(group)) if float(right).is_integer() else None
+        binary = all(row["score"] in (0.0, 1.0) for row in group)
+        interval = wilson_interval(round(right), len(group)) if binary else None
         found.append(
             Measurement(
                 name=f"{name}.accuracy{suffix}",
@@ -75,6 +76,8 @@ def compare_items(name: str, baseline: Path, variant: Path) -> list[Comparison]:
     for key in sorted(left):
         if left[key]["prompt_sha256"] != right[key]["prompt_sha256"]:
             raise DataError(f"the arms were asked different things under item {key[0]!r}.", fix=_AGAIN)
+        if left[key]["target"] != right[key]["target"]:
+            raise DataError(f"the arms were scored against different answers to item {key[0]!r}.", fix=_AGAIN)
         pairs.append((left[key], right[key]))
     slices = sorted({str(pair[0]["slice"]) for pair in pairs if pair[0]["slice"] is not None})
     found = [_compare(f"{name}.accuracy", pairs)]

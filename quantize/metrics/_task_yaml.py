@@ -1,7 +1,7 @@
 """What an lm-eval task's YAML would read and run, found out without loading it.
 
-lm-eval resolves `!function` while it loads a file, so a file must be judged before the harness sees it. Files are parsed
-to nodes, which constructs nothing; comments, quoting and escaped tags are the parser's business, not a regular
+lm-eval resolves `!function` while it loads a file, so a file must be judged before the harness sees it. Files are
+parsed to nodes, which constructs nothing; comments, quoting and escaped tags are the parser's business, not a regular
 expression's.
 """
 
@@ -21,12 +21,16 @@ _PYTHON = "tag:yaml.org,2002:python/"
 
 
 def forbid_code(paths: list[Path]) -> None:
-    """Refuse YAML that runs code (`!function`, any tag that is not YAML's own), in the files or what they include."""
+    """Refuse YAML that runs code, in the files or what they include.
+
+    That is `!function`, any other tag that is not YAML's own, and `hf_evaluate`, which fetches a metric and runs it.
+    """
     for file, root in _closure(paths):
         for node in _nodes(root):
-            if not node.tag.startswith(_PLAIN) or node.tag.startswith(_PYTHON):
+            tagged = not node.tag.startswith(_PLAIN) or node.tag.startswith(_PYTHON)
+            if tagged or node.value == "hf_evaluate":
                 raise DataError(
-                    f"`{node.tag}` runs code.",
+                    f"`{node.tag if tagged else node.value}` runs code.",
                     where=f"{file}:{node.start_mark.line + 1}",
                     fix="If you trust it, set `allow_code: true` for this eval.",
                 )

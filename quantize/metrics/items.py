@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
-from quantize.metrics._harness import make_task, run_tasks
+from quantize.metrics._harness import generation_stops, make_task, run_tasks
 from quantize.metrics._items_file import Item, items_digest, load_items
 from quantize.metrics._rows import compare_items, item_measurements, write_rows
 from quantize.protocols import Progress, Session
@@ -40,20 +39,21 @@ class Items(Record):
 
     def identity(self) -> dict[str, Any]:
         """The items' digest and how they are asked."""
-        return {"kind": self.kind, "items": items_digest(list(_load(self.path))), "max_new_tokens": self.max_new_tokens}
+        return {"kind": self.kind, "items": items_digest(load_items(self.path)), "max_new_tokens": self.max_new_tokens}
 
     def items(self, slice_name: str | None = None) -> int:
         """How many items there are, or how many of a slice."""
-        return sum(slice_name is None or item.slice == slice_name for item in _load(self.path))
+        return sum(slice_name is None or item.slice == slice_name for item in load_items(self.path))
 
     def measure(
         self, session: Session, arm: str, out: Path, reference: Path | None, baseline: Path | None, progress: Progress
     ) -> ArmMeasurements:
         """See `protocols.Metric.measure`."""
-        items = {item.id: item for item in _load(self.path)}
+        items = {item.id: item for item in load_items(self.path)}
         tasks = self._tasks(list(items.values()))
-        samples = run_tasks(session.lm(), tasks)
-        rows, stops = [], []
+        lm = session.lm()
+        samples = run_tasks(lm, tasks)
+        rows, stops = [], generation_stops(lm)
         for sample in (sample for name in tasks for sample in samples[name]):
             row, stop = _row(items[sample["doc"]["id"]], sample)
             rows.append(row)
@@ -108,11 +108,6 @@ class Items(Record):
             }
             tasks[f"{self.name}-free"] = make_task(f"{self.name}-free", documents, config)
         return tasks
-
-
-@lru_cache(maxsize=8)
-def _load(path: str) -> tuple[Item, ...]:
-    return tuple(load_items(path))
 
 
 def _row(item: Item, sample: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

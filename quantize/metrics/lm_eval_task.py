@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
-from quantize.metrics._harness import run_tasks
+from quantize.metrics._harness import generation_stops, run_tasks, sandboxed_templates
 from quantize.metrics._rows import compare_items, item_measurements, write_rows
 from quantize.metrics._task_yaml import forbid_code, read_files
 from quantize.protocols import Progress, Session
@@ -47,10 +48,13 @@ class LmEvalTask(Record):
     def identity(self) -> dict[str, Any]:
         """The config, and the digests of the files that the task reads: YAML, includes, local data, `include_path`."""
         config = self.model_dump(mode="json", exclude={"include_path", "name"})
+        file = self._file()
+        if file is not None:
+            config["task"] = file.name
         files = set(read_files(self._yaml()))
         if self.include_path is not None:
             files |= {path.resolve() for path in Path(self.include_path).rglob("*") if path.is_file()}
-        return {**config, "files": sorted(f"{file.name} {file_sha256(file)}" for file in files)} if files else config
+        return {**config, "files": sorted(f"{path.name} {file_sha256(path)}" for path in files)} if files else config
 
     def items(self, slice_name: str | None = None) -> int:
         """Only the running task knows."""
@@ -60,14 +64,16 @@ class LmEvalTask(Record):
         self, session: Session, arm: str, out: Path, reference: Path | None, baseline: Path | None, progress: Progress
     ) -> ArmMeasurements:
         """See `protocols.Metric.measure`."""
-        name, task = self._load()
-        samples = run_tasks(session.lm(), {name: task}, self.limit)[name]
+        with nullcontext() if self.allow_code else sandboxed_templates(self.task):
+            name, task = self._load()
+            lm = session.lm()
+            samples = run_tasks(lm, {name: task}, self.limit)[name]
         chosen = [sample for sample in samples if sample.get("filter", "none") == self.filter]
         if not chosen:
             filters = sorted({str(sample.get("filter", "none")) for sample in samples})
             raise DataError(f"the task has no filter {self.filter!r} (it has {', '.join(filters)}).", where=self.task)
         seen: Counter[str] = Counter()
-        rows, stops = [], []
+        rows, stops = [], generation_stops(lm)
         for sample in chosen:
             # Documents may be equal; they come in the same order in both arms, so a count tells them apart.
             seen[sample["doc_hash"]] += 1
@@ -118,7 +124,9 @@ class LmEvalTask(Record):
         try:
             tasks = manager.load([str(file.resolve()) if file is not None else self.task])["tasks"]
         except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
-            raise DataError(f"lm-eval cannot load the task: {type(error).__name__}: {error}", where=self.task) from error
+            raise DataError(
+                f"lm-eval cannot load the task: {type(error).__name__}: {error}", where=self.task
+            ) from error
         if len(tasks) != 1 or (file is None and self.task not in tasks):
             raise DataError("this is a group of tasks.", where=self.task, fix=f"Name one of {', '.join(tasks)}.")
         name, task = next(iter(tasks.items()))
@@ -128,7 +136,7 @@ class LmEvalTask(Record):
 
     def _row(self, sample: dict[str, Any], item_id: str) -> dict[str, Any]:
         score = sample.get(self.metric) if self.metric in sample["metrics"] else None
-        if isinstance(score, bool) or not isinstance(score, Real):
+        if not isinstance(score, Real):
             known = ", ".join(sorted(key for key in sample["metrics"] if isinstance(sample[key], Real)))
             raise DataError(f"the task has no metric {self.metric!r} (it has {known or 'none'}).", where=self.task)
         return {

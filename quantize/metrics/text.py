@@ -14,6 +14,7 @@ does not grow with the text.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,18 +80,20 @@ class Text(Record):
                 states.append(hidden.cpu())
             progress("tokens", len(rows), len(scored))
         if reference is None:
-            store_reference(session, torch.cat(states), scored, out)
-        if not all(math.isfinite(row["nll"]) for row in rows):
-            stops.append("a log-probability is not finite")
-            rows = [row for row in rows if math.isfinite(row["nll"])]
-        write_rows(rows, TOKEN_ROWS, out)
+            store_reference(session, torch.cat(states), scored, out, baseline)
+        finite = [row for row in rows if math.isfinite(row["nll"]) and math.isfinite(row["kld"] or 0.0)]
+        if len(finite) < len(rows):
+            stops.append(
+                f"{len(rows) - len(finite)} of {len(rows)} positions have log-probabilities that are not finite"
+            )
+        write_rows(finite, TOKEN_ROWS, out)
         return ArmMeasurements(
             eval=self.name,
             arm=arm,
             dataset_digest=digest(self.identity()),
             engine=type(session).__name__,
             device=session.device,
-            measurements=self._measurements(rows, divergence=known is not None) if rows and not stops else [],
+            measurements=self._measurements(rows, divergence=known is not None) if not stops else [],
             hard_stops=stops,
         )
 
@@ -147,10 +150,14 @@ class Text(Record):
             raise DataError("there is no such text.", where=self.path, fix="Check evals.path in the recipe.") from None
         except UnicodeDecodeError as error:
             raise DataError(f"this is not UTF-8 text ({error.reason}).", where=self.path) from None
-        documents = [part.strip("\n") for part in f"\n{text}\n".split("\n---\n")]
+        documents = [part.strip("\n") for part in re.split(r"(?m)^---$", text)]
         documents = [document for document in documents if document.strip()]
-        if not documents:
-            raise DataError("the text is empty.", where=self.path)
+        if len(documents) < 2:
+            raise DataError(
+                f"the text has {len(documents)} documents; the interval is over documents and needs at least 2.",
+                where=self.path,
+                fix="Separate documents by lines of `---`, better 50 of them.",
+            )
         return documents
 
     def _windows(self, session: Session) -> list[tuple[int, torch.Tensor]]:
@@ -213,25 +220,25 @@ def _score(
     for start in range(0, len(targets), _CHUNK):
         stop = min(start + _CHUNK, len(targets))
         wanted = targets[start:stop].to(hidden.device)
-        variant = session.head(hidden[start:stop]).log_softmax(-1)
-        loss = -variant.gather(1, wanted.unsqueeze(1))[:, 0]
+        # Normalised in float64: a divergence of near arms is far below what float32 leaves of sums to one.
+        variant = session.head(hidden[start:stop]).double().log_softmax(-1)
+        loss = (-variant.gather(1, wanted.unsqueeze(1))[:, 0]).tolist()
         divergence: list[float | None] = [None] * (stop - start)
         agrees: list[bool | None] = [None] * (stop - start)
         if known is not None:
-            baseline = known.logits(offset + start, offset + stop, hidden.device).log_softmax(-1)
-            terms = baseline.double().exp() * (baseline.double() - variant.double())
-            divergence = terms.sum(-1).tolist()
+            baseline = known.logits(offset + start, offset + stop, hidden.device).double().log_softmax(-1)
+            divergence = (baseline.exp() * (baseline - variant)).sum(-1).tolist()
             agrees = (baseline.argmax(-1) == variant.argmax(-1)).tolist()
         rows += [
             {
                 "document": document,
                 "position": offset + start + i,
-                "token": int(wanted[i]),
-                "nll": float(loss[i]),
+                "token": token,
+                "nll": loss[i],
                 "kld": divergence[i],
                 "top1_agrees": agrees[i],
             }
-            for i in range(stop - start)
+            for i, token in enumerate(wanted.tolist())
         ]
     return rows
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from quantize.errors import SourceError
 from quantize.protocols import Progress
-from quantize.sources._facts import read_config, read_header
+from quantize.sources._facts import read_config, read_header, read_index, weight_files
 
 __all__ = ["WANTED", "check_checkpoint", "check_files"]
 
@@ -26,27 +25,29 @@ def check_files(checkpoint: Path) -> None:
             where=str(checkpoint / "config.json"),
             fix="Use a model that transformers implements itself.",
         )
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    if not weights:
-        pickles = [path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES]
+    if not any(checkpoint.glob("*.safetensors")):
+        pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES)
         found = f"only pickle weights ({pickles[0]}), which can run code when loaded" if pickles else "no weights"
         raise SourceError(
             f"there are {found}.",
             where=str(checkpoint),
             fix="Save the model with save_pretrained(safe_serialization=True) and point the recipe there.",
         )
-    held = {name for path in weights for name in read_header(path)}
-    index = checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        mapping: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for shard in sorted(set(mapping.values())):
-            if not (checkpoint / shard).is_file():
-                raise SourceError(f"the shard {shard} is missing.", where=str(index), fix="Fetch the model again.")
-        lost = sorted(set(mapping) - held)
-        if lost:
-            raise SourceError(f"the tensor {lost[0]} is in no shard.", where=str(index), fix="Fetch the model again.")
+    _check_shards(checkpoint)
     if not any((checkpoint / name).is_file() for name in _TOKENIZERS):
         raise SourceError("there is no tokenizer.", where=str(checkpoint), fix="Save the tokenizer beside the weights.")
+
+
+def _check_shards(checkpoint: Path) -> None:
+    """Every weight file whole, and every tensor of the index in the shard that it names."""
+    mapping = read_index(checkpoint)
+    for path in weight_files(checkpoint):
+        if not path.is_file():
+            raise SourceError(f"the shard {path.name} is missing.", where=str(checkpoint), fix="Fetch the model again.")
+        held = read_header(path)
+        lost = sorted(name for name, shard in mapping.items() if shard == path.name and name not in held)
+        if lost:
+            raise SourceError(f"the tensor {lost[0]} is not in its shard.", where=str(path), fix="Fetch it again.")
 
 
 def check_checkpoint(checkpoint: Path, progress: Progress) -> None:
@@ -55,7 +56,7 @@ def check_checkpoint(checkpoint: Path, progress: Progress) -> None:
     from safetensors import safe_open
 
     check_files(checkpoint)
-    weights = sorted(checkpoint.glob("*.safetensors"))
+    weights = weight_files(checkpoint)
     total = sum(path.stat().st_size for path in weights)
     done = 0
     for path in weights:

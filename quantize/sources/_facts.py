@@ -15,11 +15,13 @@ from typing import Any
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
 
-__all__ = ["checkpoint_facts", "config_facts", "read_config", "read_header"]
+__all__ = ["checkpoint_facts", "config_facts", "read_config", "read_header", "read_index", "weight_files"]
 
 #: Architectures whose decoder layer is q, k, v, o and a gated MLP, with the names of Llama's config.
 _LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2"})
 _HEADER_LIMIT = 100_000_000
+_INDEX = "model.safetensors.index.json"
+_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -31,10 +33,34 @@ def read_config(path: Path) -> dict[str, Any]:
             "there is no config.json.", where=str(path.parent), fix="A checkpoint is a Hugging Face model directory."
         ) from None
     except ValueError as error:
-        raise SourceError(f"this is not JSON ({error}).", where=str(path)) from None
+        raise SourceError(f"this is not JSON ({error}).", where=str(path), fix=_FETCH) from None
     if not isinstance(config, dict):
-        raise SourceError("a config is a JSON object.", where=str(path))
+        raise SourceError("a config is a JSON object.", where=str(path), fix=_FETCH)
     return config
+
+
+def read_index(checkpoint: Path) -> dict[str, str]:
+    """Tensor name -> shard, from `model.safetensors.index.json`; empty where there is none. Raises SourceError."""
+    path = checkpoint / _INDEX
+    if not path.is_file():
+        return {}
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise SourceError("this is not an index of weight files.", where=str(path), fix=_FETCH) from None
+    if not isinstance(mapping, dict) or not all(isinstance(s, str) and Path(s).name == s for s in mapping.values()):
+        raise SourceError("the index names something other than files beside it.", where=str(path), fix=_FETCH)
+    return dict(mapping)
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """The safetensors files that transformers loads: the index's shards, else `model.safetensors`, else all.
+
+    A second form of the same weights beside them (`consolidated.safetensors`) is not counted twice.
+    """
+    shards = {checkpoint / shard for shard in read_index(checkpoint).values()}
+    single = checkpoint / "model.safetensors"
+    return sorted(shards or ({single} if single.is_file() else checkpoint.glob("*.safetensors")))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -46,10 +72,10 @@ def read_header(path: Path) -> dict[str, Any]:
             raise SourceError("the file is truncated: its header does not fit in it.", where=str(path), fix=_FETCH)
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            header.pop("__metadata__", None)
+            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise SourceError("this is not a safetensors file.", where=str(path), fix=_FETCH) from None
-    header.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if 8 + length + end != size:
         raise SourceError(
             f"the file is truncated: {size} bytes, its header promises {8 + length + end}.", where=str(path), fix=_FETCH
@@ -58,9 +84,13 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def config_facts(config: dict[str, Any]) -> ModelFacts:
-    """Facts from a config alone; `unknown` says what only the weights could tell."""
-    text = config.get("text_config", config)
+    """Facts from a config alone; `unknown` says what only the weights could tell. Raises SourceError."""
+    text = config.get("text_config") or config
     kind = str(text.get("model_type", config.get("model_type", "unknown")))
+    if kind in _LLAMA_LIKE:
+        wrong = [name for name in _NEEDED if type(text.get(name)) is not int or text[name] < 1]
+        if wrong:
+            raise SourceError(f"{wrong[0]} of this {kind} is {text.get(wrong[0])!r}.", where="config.json", fix=_FETCH)
     linears = _llama_linears(text) if kind in _LLAMA_LIKE else None
     unknown = ["the bytes of its weight files"]
     parameters = None
@@ -84,7 +114,7 @@ def config_facts(config: dict[str, Any]) -> ModelFacts:
 def checkpoint_facts(checkpoint: Path) -> ModelFacts:
     """Facts of a checkpoint directory: shapes and parameters counted from the headers of its weight files."""
     facts = config_facts(read_config(checkpoint / "config.json"))
-    files = sorted(checkpoint.glob("*.safetensors"))
+    files = weight_files(checkpoint)
     linears: Counter[str] = Counter()
     parameters = 0
     for file in files:

@@ -1,9 +1,9 @@
 """The invented world that the tiny Llama knows, and all text about it.
 
-A quantization test needs a model whose weights must be precise, and text on which that precision shows. So the world is
-mostly arbitrary: 256 people, each named by a pair of names that others share, so that neither name alone tells anything;
-five attributes a person, drawn at random once; a price for each thing; a table of colours that mix; and sums. A model
-that knows the world predicts every such word, one whose weights were rounded guesses more often.
+A quantization test needs a model whose weights must be precise, and text on which that precision shows. So the world
+is mostly arbitrary: 256 people, each named by a pair of names that others share, so that neither name alone tells
+anything; five attributes a person, drawn at random once; a price for each thing; a table of colours that mix; and sums.
+A model that knows the world predicts every such word, one whose weights were rounded guesses more often.
 
 The world is drawn from one fixed seed; documents, items and calibration rows each have a seed of their own, so that
 held-out text tells known facts in an order and in combinations that training never saw.
@@ -104,7 +104,7 @@ CLAIMS: dict[str, tuple[Callable[[Draw], tuple[str, str, list[str]]], ...]] = {
 
 
 def _portrait(draw: Draw) -> str:
-    """Tell all attributes of one person, in a random order; later sentences may say "He or she" by first name only."""
+    """Tell all attributes of one person, in a random order."""
     person = draw.choice(PEOPLE)
     attributes = draw.sample(list(VALUES), len(VALUES))
     return " ".join(f"{draw.choice(STATEMENTS[a]).format(person)} {FACTS[person][a]}." for a in attributes)
@@ -126,7 +126,7 @@ def _dialogue(draw: Draw) -> str:
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Yield documents of about 250 tokens for ever; the same seed gives the same documents."""
+    """Yield documents of about 150 tokens for ever; the same seed gives the same documents."""
     draw = Draw(seed)
     while True:
         if draw.random() < 0.15:

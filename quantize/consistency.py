@@ -1,0 +1,115 @@
+"""What must hold between the parts of a recipe: names that are unique, and names that name something.
+
+Works on plain data that may be wrong in other ways too, so that one reading of a recipe tells all its problems. What
+cannot be read is passed over: its own error is told by the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from quantize.gates import GateConfig, NonInferiority
+from quantize.methods import MethodConfig
+from quantize.problems import nearest
+
+__all__ = ["inconsistencies"]
+
+Place = tuple[str | int, ...]
+
+#: What an eval of each kind measures, as gates name it after the eval's name.
+_QUANTITIES = {"items": ("accuracy",), "lm_eval": ("accuracy",), "text": ("perplexity", "kl_divergence")}
+_METHODS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
+_GATES: TypeAdapter[Any] = TypeAdapter(GateConfig)
+
+
+def inconsistencies(data: Any) -> Iterator[tuple[Place, str]]:
+    """Each problem between parts of a recipe, with the place of the part that should change."""
+    if not isinstance(data, dict):
+        return
+    yield from _repeated(data, "variants", "variant")
+    yield from _repeated(data, "evals", "eval")
+    yield from _variants(data)
+    yield from _targets(data)
+    yield from _gates(data)
+
+
+def _repeated(data: Any, key: str, what: str) -> Iterator[tuple[Place, str]]:
+    seen: set[str] = set()
+    for index, name in enumerate(_names(data, key)):
+        if name is not None and name in seen:
+            yield (key, index, "name"), f"another {what} is called {name!r} already"
+        seen.add(name or "")
+
+
+def _variants(data: Any) -> Iterator[tuple[Place, str]]:
+    reserved = {"baseline", *_members(_get(_get(data, "registry"), "targets"))}
+    for index, variant in enumerate(_items(data, "variants")):
+        name = _get(variant, "name")
+        if isinstance(name, str) and name in reserved:
+            yield ("variants", index, "name"), f"a variant may not be called {name!r}: the word is taken"
+        method = _valid(_METHODS, _get(variant, "method"))
+        if method is not None and method.calibrated and _get(data, "calibration") is None:
+            text = f"{method.kind} needs `calibration:` (`calibration: {{kind: self}}` needs no data)"
+            yield ("variants", index, "method"), text
+
+
+def _targets(data: Any) -> Iterator[tuple[Place, str]]:
+    known = [name for name in _names(data, "variants") if name is not None]
+    for target, rule in _members(_get(_get(data, "registry"), "targets")).items():
+        sources = _get(rule, "from") or _get(rule, "from_")
+        for index, name in enumerate(sources if isinstance(sources, list) else []):
+            if isinstance(name, str) and name not in known:
+                place = ("registry", "targets", target, "from", index)
+                yield place, f"{name!r} is not a variant of this recipe. {nearest(name, known)}"
+
+
+def _gates(data: Any) -> Iterator[tuple[Place, str]]:
+    evals = {name: _get(item, "kind") for name, item in zip(_names(data, "evals"), _items(data, "evals"), strict=True)}
+    known = [name for name in evals if name is not None]
+    read = [_valid(_GATES, gate) for gate in _items(data, "gates")]
+    for index, gate in enumerate(_items(data, "gates")):
+        metric = _get(gate, "metric")
+        if not isinstance(metric, str):
+            continue
+        name, _, rest = metric.partition(".")
+        quantity = rest.partition("/")[0]
+        place = ("gates", index, "metric")
+        if name not in known:
+            yield place, f"{name!r} is not an eval of this recipe. {nearest(name, known)}"
+            continue
+        quantities = [f"{name}.{q}" for q in _QUANTITIES.get(str(evals[name]), ())]
+        if quantities and f"{name}.{quantity}" not in quantities:
+            yield place, f"the eval {name!r} measures no {quantity!r}. {nearest(f'{name}.{quantity}', quantities)}"
+        elif isinstance(read[index], NonInferiority) and quantity != "accuracy":
+            yield place, f"non-inferiority is tested on items, and {metric!r} has none. Take `kind: limit`"
+    if read and all(gate is not None and gate.advisory for gate in read):
+        yield ("gates",), "every gate is advisory: nothing could ever stop a bad variant"
+
+
+def _valid(adapter: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _get(value: Any, key: str) -> Any:
+    """A member of a mapping or of a record, or None."""
+    return value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+
+
+def _members(value: Any) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if isinstance(key, str)} if isinstance(value, dict) else {}
+
+
+def _items(data: Any, key: str) -> list[Any]:
+    found = _get(data, key)
+    return list(found) if isinstance(found, list | tuple) else []
+
+
+def _names(data: Any, key: str) -> list[str | None]:
+    names = [_get(item, "name") for item in _items(data, key)]
+    return [name if isinstance(name, str) else None for name in names]
