@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +80,8 @@ def promote(
     """Make a version the champion of its VARIANT by hand."""
     from quantize import operate
 
-    registry = _registry(model, uri, store_path)
-    move = operate.promote(registry, variant, number, reason, getpass.getuser(), force=force)
+    with _alone(model, uri, store_path) as registry:
+        move = operate.promote(registry, variant, number, reason, getpass.getuser(), force=force)
     click.echo(f"{move.alias}: version {move.before or '(none)'} → {move.after}")
 
 
@@ -94,7 +96,8 @@ def rollback(model: str, alias: str | None, to: str | None, reason: str, store_p
     """Move an alias of MODEL back to its previous version."""
     from quantize import operate
 
-    move = operate.rollback(_registry(model, uri, store_path), alias, to, reason, getpass.getuser())
+    with _alone(model, uri, store_path) as registry:
+        move = operate.rollback(registry, alias, to, reason, getpass.getuser())
     click.echo(f"{move.alias}: version {move.before} → {move.after}")
     if move.still:
         click.echo(f"{', '.join(move.still)} still at version {move.before}: roll back with --alias", err=True)
@@ -117,7 +120,27 @@ def pull(reference: str, out: Path, store_path: Path, uri: str | None) -> None:
 
 
 def _registry(model: str, uri: str | None, store: Path) -> Registry:
+    from pydantic import ValidationError
+
     from quantize.job import open_registry
     from quantize.registries import Mlflow
 
-    return open_registry(Mlflow(name=model, uri=uri), store)
+    try:
+        config = Mlflow(name=model, uri=uri)
+    except ValidationError:
+        raise click.UsageError(f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only.") from None
+    return open_registry(config, store)
+
+
+@contextmanager
+def _alone(model: str, uri: str | None, store: Path) -> Iterator[Registry]:
+    """The registry, while no release from the same store moves its aliases. Where there is no store, there is none."""
+    from quantize.release import alone
+    from quantize.store import Store
+
+    registry = _registry(model, uri, store)
+    if not store.is_dir():
+        yield registry
+        return
+    with alone(Store(store), registry, lambda sentence: click.echo(sentence, err=True)):
+        yield registry

@@ -51,11 +51,16 @@ def collect(variant: str, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
         if f"variant.{metric.name}" not in inputs:
             continue
         paths = {arm: inputs[f"{arm}.{metric.name}"] for arm in arms}
+        digests = set()
         for arm, path in paths.items():
             measured = ArmMeasurements.model_validate_json((path / "measurements.json").read_text(encoding="utf-8"))
             arms[arm] += measured.measurements
+            digests.add(measured.dataset_digest)
             hard_stops += [f"{metric.name}, {arm}: {stop}" for stop in measured.hard_stops]
             rows[f"{arm}.{metric.name}"] = file_sha256(path / "rows.parquet")
+        if len(digests) > 1:
+            unusable.append(f"{metric.name}: the arms answered different eval sets. Run again.")
+            continue
         try:
             comparisons += metric.compare(paths["baseline"], paths["variant"])
         except DataError as error:

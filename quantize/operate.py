@@ -16,6 +16,8 @@ _PROMOTABLE = ("passed", "promoted", "superseded")
 #: What a rollback may go to without being told: what served before, or the model as given.
 _SERVED = ("promoted", "superseded", BASELINE)
 _PENDING = "rollback_pending"
+#: How the aliases end that move with another one and are never moved alone.
+_KEPT = ("-previous", "-candidate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ def promote(registry: Registry, variant: str, version: str | None, reason: str, 
     event = Event(now(), "promoted", wanted.variant, wanted.version, {variant: wanted.version}, before, actor, reason)
     journal(registry, wanted, event)
     faults.point("promote.journaled")
+    registry.tag(wanted.version, _signed(f"Promoted by hand: {variant} points at version {wanted.version}.", event))
     return Move(variant, before, wanted.version, reason, actor)
 
 
@@ -64,14 +67,15 @@ def rollback(registry: Registry, alias: str | None, to: str | None, reason: str,
     versions = known_versions(registry)
     aliases = alias_map(versions)
     alias = alias or _only_target(versions, registry)
-    if alias not in aliases:
-        names = ", ".join(sorted(name for name in aliases if not name.endswith(("-previous", "-candidate")))) or "none"
+    served = sorted(name for name in aliases if not name.endswith(_KEPT))
+    if alias not in served:
+        names = ", ".join(served) or "none"
         raise RegistryError(f"it has no alias {alias!r} (there are {names}).", where=registry.name)
     left, after = _begun(versions, alias, aliases[alias]) or (
         _named(versions, aliases[alias], registry),
         _destination(versions, alias, to, registry),
     )
-    mark = {_PENDING: f"{alias} {after.version}", "rolled_back_at": now(), "actor": actor, "reason": reason}
+    mark = {_PENDING: f"{alias} {after.version}", "rolled_back_at": now(), "reason": reason}
     registry.tag(left.version, {**mark, "state": BASELINE if left.variant == BASELINE else "rolled_back"})
     faults.point("rollback.marked")
     registry.set_alias(alias, after.version)
@@ -83,8 +87,9 @@ def rollback(registry: Registry, alias: str | None, to: str | None, reason: str,
     event = Event(now(), "rolled back", left.variant, left.version, {alias: after.version}, left.version, actor, reason)
     journal(registry, left, event)
     faults.point("rollback.journaled")
-    registry.tag(left.version, {_PENDING: ""})
-    rest = (name for name in left.aliases if name != alias and not name.endswith(("-previous", "-candidate")))
+    signed = _signed(f"Rolled back: {alias} went from version {left.version} to {after.version}.", event)
+    registry.tag(left.version, {**signed, _PENDING: ""})
+    rest = (name for name in left.aliases if name != alias and not name.endswith(_KEPT))
     return Move(alias, left.version, after.version, reason, actor, tuple(rest))
 
 
@@ -110,6 +115,12 @@ def _destination(versions: list[VersionState], alias: str, to: str | None, regis
             fix="Name a version with --to; `quantize status` lists them.",
         )
     found = _named(versions, number, registry)
+    if alias in {version.variant for version in versions} and found.variant not in (alias, BASELINE):
+        raise RegistryError(
+            f"version {number} is one of {found.variant}, and {alias} serves only its own.",
+            where=registry.name,
+            fix="`quantize status` lists them.",
+        )
     if to is None and found.state not in _SERVED:
         raise RegistryError(
             f"{alias} was version {number} before, and that one is {found.state.replace('_', ' ')}.",
@@ -155,6 +166,11 @@ def _named(versions: list[VersionState], number: str, registry: Registry) -> Ver
             f"there is no version {number} (the newest is {versions[-1].version}).", where=registry.name
         )
     return found
+
+
+def _signed(what: str, event: Event) -> dict[str, str]:
+    """The tags that say why a version is what it is, and who says so: the last decision's, a run's or a person's."""
+    return {"decided_at": event.when, "actor": event.actor, "sentence": f"{what} {event.reason}"}
 
 
 def _only_target(versions: list[VersionState], registry: Registry) -> str:

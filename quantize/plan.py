@@ -159,7 +159,7 @@ class _Maker:
         return self.stage(
             "evaluate",
             f"{arm} {metric.name}",
-            {"metric": metric, "engine": engine, "arm": arm},
+            {"metric": metric, "engine": engine, "arm": arm, "identity": digest(identity)},
             {"metric": identity, "engine": _dump(engine), "arm": arm},
             inputs,
             (*engine.libraries, *_EVALUATION_LIBRARIES),

@@ -12,14 +12,15 @@ The order of a release, each step idempotent, so that the next run finishes what
     decided     the version is tagged with the digest of the verdict: from here on there is nothing left to do
 
 A verdict that a version was already decided by is not decided again: an unchanged recipe costs two questions to the
-registry. Releases of one model from one store wait for each other; between stores nothing but MLflow's own atomicity
-and the reading back stands, which detects a second writer and does not prevent one.
+registry. Releases and operators that move one model from one store wait for each other (`alone`); between stores
+nothing but MLflow's own atomicity and the reading back stands, which detects a second writer and does not prevent one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from quantize import __version__, faults
@@ -31,15 +32,26 @@ from quantize.protocols import Registry, VersionState
 from quantize.record import digest
 from quantize.run import Runner, RunRecord, VariantRecord
 from quantize.runlog import baseline_metrics, parent_params, variant_files, variant_metrics, variant_params
-from quantize.store import read_manifest, writing
+from quantize.store import Store, read_manifest, writing
 from quantize.verdict import Action, Decision, Outcome, Verdict
 
-__all__ = ["BASELINE", "release_run"]
+__all__ = ["BASELINE", "alone", "release_run"]
 
 _STATES: dict[Outcome, str] = {"pass": "passed", "fail": "rejected", "inconclusive": "inconclusive", "error": "error"}
 _ACTIONS: dict[Outcome, Action] = {"pass": "promote", "fail": "reject", "inconclusive": "hold", "error": "reject"}
 _DONE: dict[Action, str] = {"promote": "promoted", "reject": "rejected", "hold": "held"}
 Report = Callable[[RunRecord], str]
+
+
+@contextmanager
+def alone(store: Store, registry: Registry, note: Callable[[str], None]) -> Iterator[None]:
+    """For the time of a `with`, nobody else who uses this store moves the model's aliases; `note` says that we wait."""
+
+    def waiting(_owner: str) -> None:
+        note(f"another process is releasing {registry.name}; waiting")
+
+    with store.lease("release", digest(registry.name), waiting):
+        yield
 
 
 def release_run(registry: Registry, runner: Runner, record: RunRecord, report: Report | None = None) -> RunRecord:
@@ -48,11 +60,7 @@ def release_run(registry: Registry, runner: Runner, record: RunRecord, report: R
     `report` makes the Markdown that is kept beside the record. Raises RegistryError, or StoreError for an artifact
     whose bytes are not its manifest's; the same run again finishes what was begun.
     """
-
-    def waiting(_owner: str) -> None:
-        runner.watcher.note(f"another run is releasing {registry.name}; waiting")
-
-    with runner.store.lease("release", digest(registry.name), waiting):
+    with alone(runner.store, registry, runner.watcher.note):
         versions = registry.versions()
         _check_ours(versions, registry, runner)
         fresh = [v for v in record.variants if v.verdict.artifact_digest and not _decided(v, versions)]
@@ -100,10 +108,11 @@ class _Release:
             version = self._publish(variant, run)
             self.decided.append((version, self._decide(variant, version, run)))
         promoted = {decision.variant for _, decision in self.decided if decision.action == "promote"}
-        moved = point_targets(self.registry, self.registry.targets, promoted)
+        point_targets(self.registry, self.registry.targets, promoted)
         faults.point("release.targets")
         aliases = self.registry.aliases()
-        self.decided = [(version, _with_aliases(decision, aliases, moved)) for version, decision in self.decided]
+        targets = tuple(self.registry.targets)
+        self.decided = [(version, _with_aliases(decision, aliases, targets)) for version, decision in self.decided]
         decisions = {decision.variant: decision for _, decision in self.decided}
         variants = [v.model_copy(update={"decision": decisions.get(v.name)}) for v in self.record.variants]
         for decision in decisions.values():
@@ -193,10 +202,11 @@ class _Release:
         verdict = variant.verdict
         number = version.version
         action = _ACTIONS[verdict.outcome]
-        champion = alias_map(self.versions).get(variant.name)
+        champion = self._against(variant, version)
         reason = " ".join(verdict.reasons()[:1])
         tags = {"verdict_digest": verdict.digest(), "outcome": verdict.outcome, "lower": _lower(verdict)}
         tags |= {"recipe_digest": verdict.recipe_digest, "run": self.record.run, "evidence_run": run}
+        tags |= {"against": champion or ""}
         if version.state == "rolled_back":
             # Its state stays: one good verdict does not undo what somebody saw in production.
             self.registry.tag(number, tags)
@@ -206,11 +216,10 @@ class _Release:
         elif action == "promote":
             self.registry.tag(number, {**tags, "state": "passed"})
             faults.point("release.passed")
-            before = move_champion(self.registry, variant.name, number, {})
-            if champion == number and version.tags.get("decided"):
+            move_champion(self.registry, variant.name, number, {})
+            if champion == number:
                 sentence = f"Promoted: version {number} stays the champion of {variant.name}. {reason}"
             else:
-                champion = before
                 instead = f", in place of version {champion}" if champion is not None else ""
                 sentence = f"Promoted: version {number} is the champion of {variant.name}{instead}. {reason}"
         else:
@@ -234,6 +243,12 @@ class _Release:
             actor=self.record.actor,
             run=run,
         )
+
+    def _against(self, variant: VariantRecord, version: VersionState) -> str | None:
+        """The champion that is decided against; where a release of the same verdict was cut off, the one it met."""
+        if version.tags.get("verdict_digest") == variant.verdict.digest():
+            return version.tags.get("against") or None
+        return alias_map(self.versions).get(variant.name)
 
 
 def _decided(variant: VariantRecord, versions: list[VersionState]) -> bool:
@@ -269,11 +284,11 @@ def _keep(runner: Runner, record: RunRecord, report: Report | None) -> None:
     runner.write(record)
 
 
-def _with_aliases(decision: Decision, aliases: dict[str, str], moved: dict[str, tuple[str | None, str]]) -> Decision:
-    """The decision with the aliases that its version has in the end, and a word on the targets that moved to it."""
+def _with_aliases(decision: Decision, aliases: dict[str, str], targets: tuple[str, ...]) -> Decision:
+    """The decision with the aliases that its version has in the end, and a word on the targets that serve it."""
     mine = {alias: version for alias, version in aliases.items() if version == decision.model_version}
-    targets = [alias for alias in moved if alias in mine]
-    word = f" {', '.join(targets)} now point{'' if len(targets) > 1 else 's'} at it." if targets else ""
+    serve = [alias for alias in targets if alias in mine and decision.action == "promote"]
+    word = f" {', '.join(serve)} now point{'' if len(serve) > 1 else 's'} at it." if serve else ""
     return decision.model_copy(update={"aliases": mine, "sentence": decision.sentence + word})
 
 

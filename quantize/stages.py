@@ -92,7 +92,7 @@ def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
     """Load the saved checkpoint in this clean process and compare it with what it was in memory -> `proof.json`."""
     from quantize import proof
     from quantize.engines import EngineConfig
-    from quantize.errors import QuantizeError
+    from quantize.errors import Interrupted, QuantizeError
 
     engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
     started = time.monotonic()
@@ -100,6 +100,8 @@ def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
     progress("loading", 0, None)
     try:
         session = engine.open(inputs["quantized"] / "checkpoint", device)
+    except Interrupted:
+        raise  # a stop is no proof of anything
     except QuantizeError as error:
         result = proof.not_loaded(str(error))
     else:
@@ -117,10 +119,14 @@ def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
 def evaluate(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
     """One arm answers one eval -> `rows.parquet`, `measurements.json`."""
     from quantize.engines import EngineConfig
+    from quantize.errors import DataError
     from quantize.metrics import MetricConfig
+    from quantize.record import digest
 
     engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
     metric: Metric = TypeAdapter(MetricConfig).validate_python(config["metric"])
+    if digest(metric.identity()) != config["identity"]:
+        raise DataError("the eval set was changed after the run was planned.", where=metric.name, fix="Run again.")
     baseline = inputs["model"] / "checkpoint"
     checkpoint = inputs["quantized"] / "checkpoint" if "quantized" in inputs else baseline
     progress("loading", 0, None)

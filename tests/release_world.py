@@ -61,6 +61,7 @@ class World:
     uri: str
     targets: dict[str, Any] = field(default_factory=lambda: {"production": {"from": ["fp8", "int4"]}})
     baseline: bytes = b"baseline" * 100
+    model: str = "tiny"
 
     @property
     def store(self) -> Store:
@@ -69,7 +70,12 @@ class World:
     @property
     def registry(self) -> Mlflow:
         return Mlflow.model_validate(
-            {"name": "tiny", "uri": self.uri, "artifacts": str(self.folder / "mlartifacts"), "targets": self.targets}
+            {
+                "name": self.model,
+                "uri": self.uri,
+                "artifacts": str(self.folder / "mlartifacts"),
+                "targets": self.targets,
+            }
         )
 
     def commit(self, kind: str, name: str, weights: bytes) -> Stage:
@@ -185,6 +191,19 @@ class World:
             rows={},
             program="quantize",
         )
-        return VariantRecord(
-            name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages={"quantize": stage.key}
-        )
+        stages = {"quantize": stage.key}
+        stages["evaluate.facts"] = self._keep("evaluate", {"rows.parquet": result.weights})
+        papers = {"verdict.json": verdict.model_dump_json(), "evidence.json": evidence.model_dump_json()}
+        stages["judge"] = self._keep("judge", {name: text.encode() for name, text in papers.items()})
+        return VariantRecord(name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages=stages)
+
+    def _keep(self, kind: str, files: dict[str, bytes]) -> str:
+        """Commit a stage of `files`; returns its key."""
+        key = hashlib.sha256(kind.encode() + b"".join(files.values())).hexdigest()
+        with self.store.lease(kind, key, lambda _owner: None):
+            if self.store.find(kind, key) is None:
+                draft = self.store.draft(kind, key)
+                for name, data in files.items():
+                    (draft / name).write_bytes(data)
+                self.store.commit(draft, kind=kind, name="", key=key, inputs={}, summary={}, provenance=PROVENANCE)
+        return key

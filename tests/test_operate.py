@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from quantize.operate import promote, rollback
 from quantize.protocols import MANIFEST_FILE
 from quantize.pull import pull
 from quantize.record import file_sha256
+from quantize.release import alone
 
 pytest_plugins = ["release_fixtures"]
 
@@ -43,7 +46,9 @@ def test_a_rollback_serves_the_previous_version_and_keeps_the_reason(world):
     assert (aliases["fp8"], aliases["fp8-previous"], aliases["production"]) == ("2", "3", "3")
     left = world.registry.versions()[2]
     assert left.state == "rolled_back"
-    assert (left.tags["reason"], left.tags["actor"]) == ("customers complain", "eva")
+    assert left.tags["reason"] == "customers complain"
+    row = status(world.registry)[2]
+    assert (row.actor, row.sentence) == ("eva", "Rolled back: fp8 went from version 3 to 2. customers complain")
     assert state(world, "2") == "promoted"
 
 
@@ -83,6 +88,25 @@ def test_a_rollback_says_which_aliases_and_versions_there_are(world):
         rollback(world.registry, "edge", "9", "no reason", "eva")
 
 
+def test_a_variants_alias_serves_only_its_own_versions_and_the_baseline(world):
+    world.release(FIRST, Result("int4", b"small"))
+    with pytest.raises(RegistryError, match=r"version 3 is one of int4, and fp8 serves only its own"):
+        rollback(world.registry, "fp8", "3", "typed wrong", "eva")
+    assert rollback(world.registry, "fp8", "1", "customers complain", "eva").after == "1"
+    decision = world.release(SECOND, Result("int4", b"small")).variants[0].decision
+    assert decision is not None
+    assert (decision.model_version, decision.previous_version) == ("4", "1")
+
+
+@pytest.mark.parametrize("alias", ["fp8-candidate", "fp8-previous", "production-previous"])
+def test_the_aliases_that_move_with_others_are_not_rolled_back_alone(world, alias):
+    world.release(FIRST)
+    before = world.registry.aliases()
+    with pytest.raises(RegistryError, match=rf"no alias '{alias}' \(there are fp8, production\)"):
+        rollback(world.registry, alias, "1", "no reason", "eva")
+    assert world.registry.aliases() == before
+
+
 def test_only_what_passed_is_promoted_by_hand_unless_forced(world):
     world.release(FIRST)
     world.release(Result("fp8", SECOND.weights, "fail"))
@@ -93,6 +117,10 @@ def test_only_what_passed_is_promoted_by_hand_unless_forced(world):
     assert (move.before, move.after) == ("2", "3")
     assert [row.state for row in status(world.registry)] == ["baseline", "superseded", "promoted"]
     assert world.registry.aliases()["fp8-previous"] == "2"
+    assert (status(world.registry)[2].actor, status(world.registry)[2].sentence) == (
+        "eva",
+        "Promoted by hand: fp8 points at version 3. they want it",
+    )
     last = history(world.registry)[-1]
     assert (last.what, last.actor, last.reason, last.against) == ("promoted", "eva", "they want it", "2")
 
@@ -213,6 +241,28 @@ def test_the_command_line_shows_moves_and_pulls(world, tmp_path):
     assert "fp8: version 3 → 2" in said("promote", "tiny", "fp8", "--version", "2", "--reason", "so be it")
     assert "version 2 (fp8)" in said("pull", "tiny@production", tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == FIRST.weights
+
+
+def test_an_operator_waits_while_a_run_of_the_same_store_releases(world):
+    world.release(FIRST)
+    world.release(SECOND)
+    verb = ("rollback", "tiny", "--reason", "customers complain", "--store", world.folder / "store")
+    command = [sys.executable, "-m", "quantize", *map(str, verb), "--registry", world.uri]
+    with alone(world.store, world.registry, lambda _sentence: None):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert "another process is releasing tiny; waiting" in process.stderr.readline()
+        assert world.registry.aliases()["production"] == "3"
+    output, _ = process.communicate(timeout=60)
+    assert output == "production: version 3 → 2\n"
+    assert world.registry.aliases()["production"] == "2"
+
+
+@pytest.mark.parametrize("arguments", [("status", "a b"), ("pull", "a/b@production", "out"), ("history", "")])
+def test_a_name_that_no_model_can_have_is_a_usage_error(arguments):
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert "cannot be a model's name" in result.output
 
 
 def test_a_refusal_is_a_sentence_and_an_exit_code(world):

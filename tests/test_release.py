@@ -186,6 +186,7 @@ def test_a_registered_model_of_somebody_else_is_refused(world):
 
 
 def test_bytes_that_changed_since_they_were_judged_are_not_published(world):
+    """Red when the digests are not recomputed from bytes before publishing (`Runner.verify` in `_register`)."""
     runner, record = world.run(FIRST)
     stage = runner.plan.variants[0].quantize
     file = world.store.path(stage.kind, stage.key) / "checkpoint" / "model.safetensors"
@@ -194,6 +195,16 @@ def test_bytes_that_changed_since_they_were_judged_are_not_published(world):
         release_run(world.registry, runner, record)
     assert [v.variant for v in world.registry.versions()] == ["baseline"]
     assert {run.info.status for run in all_runs(client(world))} == {"FAILED"}
+
+
+def test_an_artifact_that_the_verdict_is_not_about_is_not_published(world):
+    """Red when the artifact's digest is not compared with the verdict's (`wanted` in `_register`)."""
+    runner, record = world.run(FIRST)
+    verdict = record.variants[0].verdict.model_copy(update={"artifact_digest": "f" * 64})
+    variants = [record.variants[0].model_copy(update={"verdict": verdict})]
+    with pytest.raises(RegistryError, match="not the one that the verdict is about"):
+        release_run(world.registry, runner, record.model_copy(update={"variants": variants}))
+    assert [v.variant for v in world.registry.versions()] == ["baseline"]
 
 
 def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
@@ -209,7 +220,13 @@ def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
     assert runs["fp8"].data.params["scheme"] == "W8A8"
     assert runs[record.run].data.params["gates.0.margin"] == "0.05"
     assert runs["int4"].data.tags["quantize.action"] == "reject"
-    assert [file.path for file in mlflow.list_artifacts(runs["fp8"].info.run_id)] == ["decision.json"]
+    differences = {"", ".low", ".high"}
+    extra = {f"facts.accuracy/slice ü.difference{end}" for end in differences}
+    assert set(runs["fp8"].data.metrics) == set(runs["int4"].data.metrics) == set(runs["baseline"].data.metrics) | extra
+    papers = {file.path for file in mlflow.list_artifacts(runs["fp8"].info.run_id)}
+    assert papers == {"decision.json", "verdict.json", "evidence.json", "rows"}
+    rows = mlflow.list_artifacts(runs["fp8"].info.run_id, "rows/facts")
+    assert [file.path for file in rows] == ["rows/facts/rows.parquet"]
     kept = {file.path for file in mlflow.list_artifacts(parent)}
     assert kept == {"recipe.yaml", "report.md", "run.json"}
 
@@ -331,14 +348,17 @@ def prepared(world: World, what: str) -> None:
     """The state that a scenario starts from."""
     if what != "first release":
         world.release(FIRST)
+    if what == "second release":
+        world.release(Result("fp8", SECOND.weights, "inconclusive"))  # the version was decided by another verdict
     if what in ("rollback", "promote"):
         world.release(SECOND)
 
 
-def facts(world: World) -> list[tuple[str, str, str, str, tuple[str, ...], int]]:
+def facts(world: World) -> list[tuple[object, ...]]:
     """All that matters of a registry and does not depend on the time."""
+    told = ("decided", "sentence", "against", "actor", "reason", "rollback_pending")
     return [
-        (v.variant, v.state, v.artifact_digest, v.tags.get("decided", ""), v.aliases, events_of(v))
+        (v.variant, v.state, v.artifact_digest, v.aliases, events_of(v), *(v.tags.get(name) for name in told))
         for v in world.registry.versions()
     ]
 

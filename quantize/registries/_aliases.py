@@ -19,7 +19,7 @@ def alias_problem(name: str) -> str | None:
     """Why `name` cannot be an alias of MLflow, or None. Variants and targets are aliases, so their names must be."""
     if not _ALIAS.match(name):
         return f"{name!r} is an alias in the registry, so only letters, digits, '-' and '_' may be in it"
-    if name == "latest" or re.fullmatch(r"[vV]\d+", name):
+    if name == "latest" or re.fullmatch(r"[vV]?\d+", name):
         return f"{name!r} means a version to MLflow"
     if name.endswith(_OURS):
         return f"{name!r} ends like the aliases that this program keeps itself ({', '.join(_OURS)})"

@@ -33,7 +33,8 @@ _DEFAULTS = {
 _PATIENCE = (5.0, 20.0)
 _SQLITE = "sqlite:///"
 _REFUSED = re.compile(r"[^\w\-. /]")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+_REFUSAL = re.compile(r"error code 40[13]\b")
 _KEY_LENGTH = 250
 _UNREACHABLE = "Check the address and that the server runs; the same command then releases what was measured."
 _NO_ACCESS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
@@ -54,6 +55,7 @@ def asking(uri: str) -> Iterator[Any]:
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
+    _check(uri)
     try:
         yield _client(uri)
     except MlflowException as error:
@@ -86,6 +88,20 @@ def sanitize(name: str) -> str:
     """
     parts = [part for part in _REFUSED.sub("_", name).split("/") if part.strip(". ")]
     return "/".join(parts)[:_KEY_LENGTH].rstrip("/") or "_"
+
+
+def _check(uri: str) -> None:
+    """Refuse what is neither a server nor an sqlite file: MLflow's other stores look things up by global settings."""
+    try:
+        server = uri.startswith(("http://", "https://")) and bool(urlsplit(uri).hostname)
+    except ValueError:
+        server = False
+    if not server and not (uri.startswith(_SQLITE) and len(uri) > len(_SQLITE)):
+        raise RegistryError(
+            "this is not an address that quantize can release to.",
+            where=_CREDENTIALS.sub("", uri) or "the registry's address",
+            fix="Give an MLflow server (https://host:port) or a database file (sqlite:////absolute/path/mlflow.db).",
+        )
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +140,7 @@ def _translated(error: Exception, uri: str) -> RegistryError:
     text = _line(error)
     if "failed with exception" in text or "Max retries" in text:
         return RegistryError("the MLflow server does not answer.", where=public(uri), fix=_UNREACHABLE)
-    if getattr(error, "error_code", "") in ("PERMISSION_DENIED", "UNAUTHENTICATED") or re.search(r"\b40[13]\b", text):
+    if getattr(error, "error_code", "") in ("PERMISSION_DENIED", "UNAUTHENTICATED") or _REFUSAL.search(text):
         return RegistryError(f"the MLflow server refuses access: {text}", where=public(uri), fix=_NO_ACCESS)
     if "out-of-date database schema" in str(error):
         mend = f"Back it up, then run `mlflow db upgrade {public(uri)}`."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from quantize.registries import Mlflow, alias_problem
 from quantize.registries._client import public, sanitize
 from quantize.verdict import Decision
 
+pytest_plugins = ["release_fixtures"]
+
 CREATOR = """
 import sys
 from pathlib import Path
@@ -31,39 +32,13 @@ print(registry.publish(Path(sys.argv[2]), "{}", sys.argv[3], run, {"state": "reg
 """
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The address of a real `mlflow server` that keeps and serves the artifacts itself."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", str(folder / "files")]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=2):
-                    break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=30)
-
-
 @pytest.fixture(params=["embedded", "server"])
 def registry(request, tmp_path):
     """A registry that nobody has used yet."""
     if request.param == "embedded":
+        shutil.copy(request.getfixturevalue("empty_database"), tmp_path / "mlflow.db")
         return Mlflow(name="m", uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "mlartifacts"))
-    return Mlflow(name=f"m-{tmp_path.name}", uri=request.getfixturevalue("server"))
+    return Mlflow(name=f"m-{tmp_path.name}", uri=request.getfixturevalue("server").address)
 
 
 @pytest.fixture
@@ -89,6 +64,7 @@ def client(registry):
 
 
 def test_a_registry_that_was_never_used_is_empty_and_asking_makes_nothing(registry, tmp_path):
+    (tmp_path / "mlflow.db").unlink(missing_ok=True)
     assert registry.versions() == []
     assert registry.aliases() == {}
     assert not (tmp_path / "mlflow.db").exists()
@@ -163,7 +139,9 @@ def test_runs_hold_parameters_metrics_files_and_the_decision(registry, tmp_path)
     assert [file.path for file in client(registry).list_artifacts(child, "rows/facts")] == ["rows/facts/rows.parquet"]
 
 
-def test_clients_that_publish_at_once_all_get_a_version_of_their_own(registry, checkpoint):
+def test_clients_that_publish_at_once_all_get_a_version_of_their_own(registry, checkpoint, tmp_path):
+    (tmp_path / "mlflow.db").unlink(missing_ok=True)  # on an embedded database, they also lay it out at once
+
     def publish(name):
         command = [sys.executable, "-c", CREATOR, registry.uri, checkpoint, name]
         code = command[2].replace('"m"', repr(registry.name))
@@ -230,6 +208,39 @@ def test_a_server_that_dies_later_is_said_so_within_seconds(monkeypatch, tmp_pat
     assert time.monotonic() - started < 15
 
 
+def test_a_server_that_refuses_access_is_said_so_with_what_to_set():
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as web:
+        Thread(target=web.serve_forever, daemon=True).start()
+        registry = Mlflow(name="m", uri=f"http://user:secret@127.0.0.1:{web.server_port}")
+        with pytest.raises(RegistryError, match=r"refuses access.*MLFLOW_TRACKING_USERNAME") as caught:
+            registry.versions()
+        web.shutdown()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["mlruns", "file:///tmp/mlruns", "postgresql://user:secret@host/db", "sqlite://", "sqlite:///", "http://[::1"],
+)
+def test_an_address_that_cannot_be_released_to_is_refused_with_those_that_can(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RegistryError, match=r"not an address.*https://host:port.*sqlite:///") as caught:
+        Mlflow(name="m", uri=uri).versions()
+    assert "secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_is_no_database_is_said_so_within_seconds(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database" * 100, encoding="utf-8")
     started = time.monotonic()
@@ -241,13 +252,37 @@ def test_a_file_that_is_no_database_is_said_so_within_seconds(tmp_path):
 def test_an_embedded_registry_keeps_its_files_beside_its_database(tmp_path, checkpoint, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    published(Mlflow(name="m", uri=f"sqlite:///{tmp_path}/store/mlflow.db"), checkpoint)
-    assert list((tmp_path / "store" / "mlartifacts").rglob("model.safetensors"))
+    registry = Mlflow(name="m", uri=f"sqlite:///{tmp_path}/a störe/mlflow.db")
+    published(registry, checkpoint)
+    assert list((tmp_path / "a störe" / "mlartifacts").rglob("model.safetensors"))
     assert list(Path.cwd().iterdir()) == []
+    registry.download("1", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_links_is_published_as_the_files_they_point_at(registry, checkpoint, tmp_path):
+    """The store refers to a local model's weights instead of holding them."""
+    (tmp_path / "links").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "links" / name).symlink_to(checkpoint / name)
+    published(registry, tmp_path / "links", "baseline")
+    (checkpoint / "model.safetensors").rename(tmp_path / "moved")
+    registry.download("1", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "moved").read_bytes()
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_tags_and_parameters_may_be_empty(registry, checkpoint):
+    version = published(registry, checkpoint, lower="")
+    registry.tag(version.version, {"rollback_pending": ""})
+    assert {registry.versions()[0].tags[key] for key in ("lower", "rollback_pending")} == {""}
+    run = registry.start_run("r", None, {})
+    registry.log(run, {"note": ""}, {}, {})
+    assert client(registry).get_run(run).data.params == {"note": ""}
 
 
 def test_names_that_mlflow_would_refuse_are_refused_in_the_recipe():
-    for name in ("a.b", "v1", "latest", "x-previous", "x-candidate", ""):
+    for name in ("a.b", "v1", "7", "latest", "x-previous", "x-candidate", ""):
         assert alias_problem(name)
         with pytest.raises(ValidationError):
             Mlflow(name="m", targets={name: {"from": ["int8"]}})
@@ -256,6 +291,7 @@ def test_names_that_mlflow_would_refuse_are_refused_in_the_recipe():
 
 def test_credentials_and_odd_characters_are_taken_out():
     assert public("https://u:p@host:5000/x") == "https://host:5000/x"
+    assert public("https://u:p@ss@host:5000/x") == "https://host:5000/x"
     assert public("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
     assert sanitize("a%b/../c//d:e") == "a_b/c/d_e"
     assert sanitize("x" * 300) == "x" * 250
