@@ -151,6 +151,23 @@ def test_an_unknown_variant_and_a_version_of_another_are_named(world):
         promote(world.registry, "fp8", "3", "no reason", "eva", force=True)
 
 
+def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champion(world):
+    world.release(FIRST)
+    record = world.release(SECOND)
+    rollback(world.registry, None, None, "customers complain", "eva")
+    rows = history(world.registry)
+    assert [(row.what, row.version, row.actor) for row in rows if row.what != "registered"] == [
+        ("promoted", "2", "nightly"),
+        ("promoted", "3", "nightly"),
+        ("rolled back", "3", "eva"),
+    ]
+    promoted = [row for row in rows if row.what == "promoted"][1]
+    assert promoted.verdict == record.variants[0].verdict.digest()
+    assert promoted.against == "2"
+    assert rows[-1].reason == "customers complain"
+    assert [row.state for row in status(world.registry)] == ["baseline", "superseded", "rolled_back"]
+
+
 def test_pull_brings_exactly_the_judged_files_and_their_list(world, tmp_path):
     world.release(FIRST)
     version = pull(world.registry, "production", tmp_path / "deep" / "model")

@@ -17,7 +17,6 @@ from release_world import Result, World
 import quantize
 from quantize import operate
 from quantize.errors import RegistryError, StoreError
-from quantize.history import history, status
 from quantize.promotion import alias_map
 from quantize.protocols import VersionState
 from quantize.release import release_run
@@ -267,23 +266,6 @@ def test_a_target_set_by_hand_stays_when_a_variant_passes_that_it_does_not_draw_
     assert aliases(world)["edge"] == "3"
     world.release(Result("int4", b"tinier"))
     assert aliases(world)["edge"] == "6"
-
-
-def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champion(world):
-    world.release(FIRST)
-    record = world.release(SECOND)
-    operate.rollback(world.registry, None, None, "customers complain", "eva")
-    rows = history(world.registry)
-    assert [(row.what, row.version, row.actor) for row in rows if row.what != "registered"] == [
-        ("promoted", "2", "nightly"),
-        ("promoted", "3", "nightly"),
-        ("rolled back", "3", "eva"),
-    ]
-    promoted = [row for row in rows if row.what == "promoted"][1]
-    assert promoted.verdict == record.variants[0].verdict.digest()
-    assert promoted.against == "2"
-    assert rows[-1].reason == "customers complain"
-    assert [row.state for row in status(world.registry)] == ["baseline", "superseded", "rolled_back"]
 
 
 def test_a_server_that_is_down_is_named_at_once_and_the_same_run_is_released_later(world):

@@ -54,6 +54,8 @@ class Transformers(Record):
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                # On GPUs layer by layer onto as many of the visible ones as it takes, never whole through main memory.
+                device_map="cpu" if device == "cpu" else "auto",
             )
         except QuantizeError:  # a stop on request arrives as one, anywhere
             raise
@@ -66,7 +68,7 @@ class Transformers(Record):
             raise QuantizeError(
                 f"the checkpoint lacks {len(missing)} weights, {missing[0]} first.", where=str(checkpoint)
             )
-        return TransformersSession(model.to(device).eval(), tokenizer, self.max_batch_tokens)
+        return TransformersSession(model.eval(), tokenizer, self.max_batch_tokens)
 
 
 class TransformersSession:

@@ -11,7 +11,7 @@ __all__ = ["print_summary"]
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "error": "red"}
 _MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "error": "!"}
-_WIDTH_WITHOUT_TERMINAL = 132
+_WIDTH_WITHOUT_TERMINAL = 140
 
 
 def print_summary(summary: Summary, file: TextIO) -> None:
@@ -26,7 +26,7 @@ def print_summary(summary: Summary, file: TextIO) -> None:
     table = Table(title=summary.title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in summary.columns:
         text = column in ("variant", "verdict", "decision")
-        table.add_column(column.replace(".", ".\n", 1), justify="left" if text else "right", no_wrap=True)
+        table.add_column(column.replace(".", ".\n", 1), justify="left" if text else "right", no_wrap=width >= _WIDTH_WITHOUT_TERMINAL)
     for row in summary.rows:
         colour = _COLOURS.get(row.outcome, "")
         *cells, verdict, decision = row.cells

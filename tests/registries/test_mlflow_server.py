@@ -1,4 +1,4 @@
-"""A model's whole life on a real `mlflow server` that keeps the artifacts: releases, rollbacks, pulls, and its death."""
+"""A model's whole life on a real `mlflow server` that keeps the artifacts, and the server's death."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from release_fixtures import Server, serving
+from mlflow_server import Server, serving
 from release_world import Result, World
 
 from quantize import operate
