@@ -26,6 +26,10 @@ __all__ = ["SharedPrefixLM"]
 #: Logits that one forward pass may hold, in numbers: half a gigabyte of float32.
 _LOGITS = 1 << 27
 
+#: Padding tokens that a batch of prompts may hold before it is cut. Padding is computed like any token, but a further
+#: forward pass reads all weights again.
+_PADDING = 128
+
 Request = tuple[tuple[str, str], list[int], list[int]]
 Scores = list[tuple[float, bool]]
 #: A prompt's ids, and for each of its choices the place in the answer and the ids.
@@ -140,8 +144,11 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
             together = [*batch, group]
             rows = sum(len(choices) for _, choices in together)
             continued = rows * max(len(ids) for _, choices in together for _, ids in choices)
-            tokens = max(len(together) * len(together[0][0]), continued)
-            if batch and (tokens > self._max_batch_tokens or continued * self._vocabulary > _LOGITS):
+            width = len(together[0][0])
+            padding = sum(width - len(prompt) for prompt, _ in together)
+            tokens = max(len(together) * width, continued)
+            over = tokens > self._max_batch_tokens or continued * self._vocabulary > _LOGITS
+            if batch and (over or padding > _PADDING):
                 yield batch
                 together = [group]
             batch = together

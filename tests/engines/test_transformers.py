@@ -169,6 +169,15 @@ def test_a_prompt_is_paid_once_for_all_its_choices(session, stock, forwarded):
     assert ours < sum(rows * tokens for rows, tokens in forwarded) / 2
 
 
+def test_short_prompts_are_not_padded_to_the_longest(session, forwarded):
+    pairs = [(f"{n} plus 4 is", choice) for n in range(100, 160) for choice in (" 1", " 2")] + [
+        (f"{PROSE} {PROSE}", ".")
+    ]
+    session.lm().loglikelihood(instances(pairs), disable_tqdm=True)
+    real = sum(len(session.encode(prompt)) for prompt in {prompt for prompt, _ in pairs})
+    assert sum(rows * tokens for rows, tokens in forwarded) < 2 * real
+
+
 def test_a_forward_pass_stays_within_the_budget(session, forwarded):
     budget = 96
     TransformersSession(session.model, session.tokenizer, budget).lm().loglikelihood(
