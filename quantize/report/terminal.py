@@ -24,9 +24,10 @@ def print_summary(summary: Summary, file: TextIO) -> None:
     width = shutil.get_terminal_size().columns if file.isatty() else _WIDTH_WITHOUT_TERMINAL
     console = Console(file=file, width=width, highlight=False)
     table = Table(title=summary.title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    wide = width >= _WIDTH_WITHOUT_TERMINAL
     for column in summary.columns:
         text = column in ("variant", "verdict", "decision")
-        table.add_column(column.replace(".", ".\n", 1), justify="left" if text else "right", no_wrap=width >= _WIDTH_WITHOUT_TERMINAL)
+        table.add_column(column.replace(".", ".\n", 1), justify="left" if text else "right", no_wrap=wide)
     for row in summary.rows:
         colour = _COLOURS.get(row.outcome, "")
         *cells, verdict, decision = row.cells
