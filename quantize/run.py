@@ -7,6 +7,7 @@ variants need (the model, its calibration, the baseline's evals) ends the run.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -110,8 +111,9 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.started = datetime.now(UTC)
-        stamp = self.started.strftime("%Y%m%dT%H%M%S.%f")[:-3]
-        self.name = f"{self.plan.recipe.name}-{stamp}"
+        # With the process, because two that start together must not share a folder.
+        stamp = self.started.strftime("%Y%m%dT%H%M%S.%f")
+        self.name = f"{self.plan.recipe.name}-{stamp}p{os.getpid()}"
         self.directory = self.store.root / "runs" / self.name
 
     def measure(self) -> RunRecord:
