@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quantize.actor import actor
 from quantize.cli_options import as_document, json_option, registry_option, store_option
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def promote(
     from quantize import operate
 
     with _alone(model, uri, store_path) as registry:
-        move = operate.promote(registry, variant, number, reason, getpass.getuser(), force=force)
+        move = operate.promote(registry, variant, number, reason, actor(), force=force)
     click.echo(f"{move.alias}: version {move.before or '(none)'} → {move.after}")
 
 
@@ -97,7 +97,7 @@ def rollback(model: str, alias: str | None, to: str | None, reason: str, store_p
     from quantize import operate
 
     with _alone(model, uri, store_path) as registry:
-        move = operate.rollback(registry, alias, to, reason, getpass.getuser())
+        move = operate.rollback(registry, alias, to, reason, actor())
     click.echo(f"{move.alias}: version {move.before} → {move.after}")
     if move.still:
         click.echo(f"{', '.join(move.still)} still at version {move.before}: roll back with --alias", err=True)

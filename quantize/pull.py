@@ -36,10 +36,15 @@ def pull(registry: Registry, alias_or_version: str, out: Path) -> VersionState:
         raise RegistryError(f"it has no alias or version {alias_or_version!r} (aliases: {known}).", where=registry.name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("the place is not empty.", where=str(out), fix="Name a new directory.")
+    if out.exists() and out.samefile(Path.cwd()):
+        raise UsageError("the current directory cannot be replaced.", where=str(out), fix="Name a new directory.")
     parent = out.absolute().parent
-    with writing(out):
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+    try:
+        with writing(out):
+            parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+    except OSError as error:
+        raise UsageError(f"cannot be made ({error.strerror}).", where=str(out), fix="Name another.") from error
     try:
         fetched = scratch / "files"
         registry.download(version.version, fetched)

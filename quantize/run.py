@@ -6,7 +6,6 @@ variants need (the model, its calibration, the baseline's evals) ends the run.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from quantize import __version__, faults
+from quantize.actor import actor
 from quantize.artifact import Manifest
 from quantize.errors import QuantizeError, StageFailed, StoreError
 from quantize.evidence import Evidence
@@ -138,7 +138,7 @@ class Runner:
             started=self.started.isoformat(timespec="seconds"),
             seconds=round((datetime.now(UTC) - self.started).total_seconds(), 1),
             device=self.plan.device.name,
-            actor=getpass.getuser(),
+            actor=actor(),
             baseline_stages={
                 "fetch": self.plan.fetch.key,
                 **({"calibrate": self.plan.calibrate.key} if self.plan.calibrate is not None else {}),

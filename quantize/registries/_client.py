@@ -34,9 +34,11 @@ _PATIENCE = (5.0, 20.0)
 _SQLITE = "sqlite:///"
 _REFUSED = re.compile(r"[^\w\-. /]")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
-_REFUSAL = re.compile(r"error code 40[13]\b")
+#: How requests and urllib3 tell what a server, or a proxy in front of it, answered instead of doing its work.
+_STATUS = re.compile(r"\b([45]\d\d) (?:Client|Server) Error|too many ([45]\d\d) error responses")
 _KEY_LENGTH = 250
 _UNREACHABLE = "Check the address and that the server runs; the same command then releases what was measured."
+_TOO_LARGE = "Let the proxy in front of the server take files as large as the weights; the same command then releases."
 _NO_ACCESS = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
 
 
@@ -58,10 +60,8 @@ def asking(uri: str) -> Iterator[Any]:
     _check(uri)
     try:
         yield _client(uri)
-    except MlflowException as error:
+    except (MlflowException, RequestException) as error:
         raise _translated(error, uri) from error
-    except RequestException as error:
-        raise RegistryError("the MLflow server does not answer.", where=public(uri), fix=_UNREACHABLE) from error
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise RegistryError(
             f"the registry's storage does not work: {_line(error)}",
@@ -137,11 +137,18 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def _translated(error: Exception, uri: str) -> RegistryError:
+    from requests.exceptions import RequestException
+
     text = _line(error)
-    if "failed with exception" in text or "Max retries" in text:
-        return RegistryError("the MLflow server does not answer.", where=public(uri), fix=_UNREACHABLE)
-    if getattr(error, "error_code", "") in ("PERMISSION_DENIED", "UNAUTHENTICATED") or _REFUSAL.search(text):
+    answered = _STATUS.search(str(error))
+    status = (answered[1] or answered[2]) if answered else ""
+    if getattr(error, "error_code", "") in ("PERMISSION_DENIED", "UNAUTHENTICATED") or status in ("401", "403"):
         return RegistryError(f"the MLflow server refuses access: {text}", where=public(uri), fix=_NO_ACCESS)
+    if status:
+        mend = _TOO_LARGE if status == "413" else "Look into the server's log; the same command then releases."
+        return RegistryError(f"the MLflow server answers with HTTP status {status}.", where=public(uri), fix=mend)
+    if isinstance(error, RequestException) or "failed with exception" in text or "Max retries" in text:
+        return RegistryError("the MLflow server does not answer.", where=public(uri), fix=_UNREACHABLE)
     if "out-of-date database schema" in str(error):
         mend = f"Back it up, then run `mlflow db upgrade {public(uri)}`."
         return RegistryError("the database was written by another version of MLflow.", where=public(uri), fix=mend)

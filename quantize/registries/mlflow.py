@@ -6,7 +6,6 @@ compare-and-swap and without history, so every move is read back here and record
 
 from __future__ import annotations
 
-import getpass
 import json
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from quantize.actor import actor
 from quantize.errors import RegistryError
 from quantize.protocols import MANIFEST_FILE, VersionState
 from quantize.record import Record
@@ -116,7 +116,7 @@ class Mlflow(Record):
             experiment = self._experiment(mlflow)
             all_tags = {_PREFIX + key: value for key, value in tags.items()}
             # What MLflow's pages show as the user and the source of a run.
-            all_tags |= {"mlflow.user": getpass.getuser(), "mlflow.source.name": "quantize"}
+            all_tags |= {"mlflow.user": actor(), "mlflow.source.name": "quantize"}
             if parent:
                 all_tags["mlflow.parentRunId"] = parent
             return str(mlflow.create_run(experiment, run_name=name, tags=all_tags).info.run_id)

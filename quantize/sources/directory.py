@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
-from quantize.protocols import Progress
+from quantize.protocols import MANIFEST_FILE, Progress
 from quantize.record import Record
 from quantize.sources._check import WANTED, check_checkpoint, check_files
 from quantize.sources._digests import remembered_sha256
@@ -48,4 +48,6 @@ class Directory(Record):
             )
 
     def _files(self) -> list[Path]:
-        return sorted({path for pattern in WANTED for path in Path(self.path).glob(pattern) if path.is_file()})
+        found = {path for pattern in WANTED for path in Path(self.path).glob(pattern) if path.is_file()}
+        # What `pull` lays beside a model lists that model's files; it would not be true of the next one.
+        return sorted(path for path in found if path.name != MANIFEST_FILE)

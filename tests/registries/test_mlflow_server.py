@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 from mlflow_server import Server, serving
@@ -14,6 +18,7 @@ from quantize.errors import RegistryError
 from quantize.history import history, status
 from quantize.protocols import MANIFEST_FILE
 from quantize.pull import pull
+from quantize.registries import Mlflow
 from quantize.release import release_run
 
 pytest_plugins = ["release_fixtures"]
@@ -127,3 +132,54 @@ def test_a_server_that_dies_during_a_release_is_named_and_the_next_run_finishes(
         remote.release(FIRST)
         assert facts(remote) == facts(world)
         assert remote.registry.versions()[1].tags["decided"] == record.variants[0].verdict.digest()
+
+
+@pytest.fixture
+def proxy():
+    """A proxy that lets nobody through: every run is known to it, and `answers` says what it replies to a method."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        answers: ClassVar[dict[str, int]] = {}
+
+        def do_GET(self):
+            run = {"run": {"info": {"run_id": "r", "artifact_uri": "mlflow-artifacts:/1/r/artifacts"}}}
+            self.reply(self.answers.get("GET", 200), json.dumps(run))
+
+        def do_PUT(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(self.answers["PUT"], "")
+
+        def reply(self, status, text):
+            body = (text if status == 200 else "<html>no</html>").encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as web:
+        Thread(target=web.serve_forever, daemon=True).start()
+        yield Mlflow(name="m", uri=f"http://user:secret@127.0.0.1:{web.server_port}"), Proxy.answers
+        web.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"GET": 401}, r"refuses access.*Set MLFLOW_TRACKING_USERNAME"),
+        ({"PUT": 403}, r"refuses access.*Set MLFLOW_TRACKING_USERNAME"),
+        ({"PUT": 413}, r"HTTP status 413.*files as large as the weights"),
+        ({"PUT": 503}, r"HTTP status 503.*Look into the server's log"),
+    ],
+)
+def test_what_a_proxy_answers_instead_is_said_with_its_mend(proxy, tmp_path, answers, said):
+    registry, told = proxy
+    told.update(answers)
+    (tmp_path / "rows.parquet").write_bytes(b"rows")
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match=said) as error:
+        registry.log(tmp_path.name, {}, {}, {"rows": [tmp_path / "rows.parquet"]})
+    assert time.monotonic() - began < 30
+    assert "secret" not in str(error.value)

@@ -265,3 +265,12 @@ def test_a_package_is_known_by_the_bytes_of_its_file_and_never_imported(tmp_path
     before = source.identity()
     (package / "model.gguf").write_bytes(b"GGUG")
     assert source.identity() != before
+
+
+def test_the_list_that_pull_lays_beside_a_model_is_no_part_of_the_next_model(tmp_path):
+    from quantize.protocols import MANIFEST_FILE
+
+    shutil.copytree(TINY, tmp_path / "model")
+    before = Directory(path=str(tmp_path / "model")).identity()
+    (tmp_path / "model" / MANIFEST_FILE).write_text("{}", encoding="utf-8")
+    assert Directory(path=str(tmp_path / "model")).identity() == before
