@@ -1,21 +1,53 @@
 """Statistics of verdicts: pure functions on counts and arrays, each with its formula and source."""
 
+from quantize.stats.betting import betting_lower_limit, betting_p_value, log_capital
+from quantize.stats.clustered import FixedSample, clustered_test
 from quantize.stats.exact import no_flips_p_value
 from quantize.stats.intervals import Interval, document_bootstrap, mcnemar_p_value, wilson_interval
+from quantize.stats.multiplicity import attempt_alpha, holm
+from quantize.stats.needed import items_needed
 from quantize.stats.paired import PairedTest, noninferiority
-from quantize.stats.planning import PlannedSize, least_items, passing_probability, planning_table, sample_size
+from quantize.stats.pairs import Pairs
+from quantize.stats.path import confidence_path
+from quantize.stats.planning import (
+    PlannedSize,
+    clustered_no_flips_p_value,
+    least_clusters,
+    least_items,
+    passing_probability,
+    planning_table,
+    sample_size,
+    spent_alpha,
+)
+from quantize.stats.sequential import SequentialTest, judge_pairs, look
 
 __all__ = [
+    "FixedSample",
     "Interval",
     "PairedTest",
+    "Pairs",
     "PlannedSize",
+    "SequentialTest",
+    "attempt_alpha",
+    "betting_lower_limit",
+    "betting_p_value",
+    "clustered_no_flips_p_value",
+    "clustered_test",
+    "confidence_path",
     "document_bootstrap",
+    "holm",
+    "items_needed",
+    "judge_pairs",
+    "least_clusters",
     "least_items",
+    "log_capital",
+    "look",
     "mcnemar_p_value",
     "no_flips_p_value",
     "noninferiority",
     "passing_probability",
     "planning_table",
     "sample_size",
+    "spent_alpha",
     "wilson_interval",
 ]

@@ -35,3 +35,20 @@ def check_counts(losses: int, gains: int, n: int) -> None:
             f"{losses} losses and {gains} gains are more than the {n} items",
             fix="Count each item once: as a loss, a gain or no flip.",
         )
+
+
+def check_early(early: float) -> None:
+    """The share of alpha set aside for an early pass: 0 (no early stopping) or more, below 1, else `QuantizeError`."""
+    if not 0 <= early < 1:
+        raise QuantizeError(
+            f"the share of alpha for an early pass is {early!r}, not from 0 to below 1",
+            fix="0.2 is usual; 0 means that nothing stops early.",
+        )
+
+
+def check_choices(choices: int) -> None:
+    """How many variants a target chooses among: a whole number, 1 or more, else `QuantizeError`."""
+    if isinstance(choices, bool) or not isinstance(choices, int) or choices < 1:
+        raise QuantizeError(
+            f"the number of variants to choose among is {choices!r}", fix="Count them: 1 where nothing is chosen."
+        )

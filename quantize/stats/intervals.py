@@ -13,7 +13,7 @@ from quantize.errors import DataError, QuantizeError
 from quantize.stats.inputs import check_counts
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from quantize.stats.tango import Floats
 
@@ -70,8 +70,8 @@ def document_bootstrap(
     documents = len(total)
     error = math.sqrt(documents / (documents - 1) * float(residual @ residual)) / float(tokens.sum())
     if documents >= _FEW_DOCUMENTS and error > 0:
-        studentized = _studentized(residual, tokens, seed, resamples)
-        low, high = np.quantile(studentized, [share, 1 - share], method="nearest")
+        resampled = studentized(residual, tokens, seed, resamples)
+        low, high = np.quantile(resampled, [share, 1 - share], method="nearest")
         if np.isfinite(low) and np.isfinite(high):
             ends = (estimate - float(high) * error, estimate - float(low) * error)
             return Interval(estimate, *ends, confidence, "bootstrap-t")
@@ -89,16 +89,23 @@ def mcnemar_p_value(losses: int, gains: int) -> float:
     return 1.0 if losses == 0 else float(special.betainc(losses, gains + 1, 0.5))
 
 
-def _studentized(residual: Floats, tokens: Floats, seed: int, resamples: int) -> Floats:
-    """``(r* - r) / se*`` of each resample of documents, shape (resamples,); infinite where se* is 0 and r* is not r."""
-    documents = len(residual)
+def studentized(
+    residual: Floats, tokens: Floats, seed: int, resamples: int, times: NDArray[np.int64] | None = None
+) -> Floats:
+    """``(r* - r) / se*`` of each resample of documents, shape (resamples,); infinite where se* is 0 and r* is not r.
+
+    residual: (G,) ``S_g - r N_g``; tokens: (G,) ``N_g``; times: (G,) how many documents look exactly like this one
+    (default 1): the resamples then have the same distribution and cost a draw per kind instead of one per document.
+    """
+    times = np.ones(len(residual), dtype=np.int64) if times is None else times
+    documents = int(times.sum())
     moments = np.stack([residual, tokens, residual**2, residual * tokens, tokens**2], axis=1)
     random = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // documents)
+    chunk = max(1, _CHUNK // len(residual))
     parts = []
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
-        drawn = random.multinomial(documents, np.full(documents, 1 / documents), size=size)
+        drawn = random.multinomial(documents, times / documents, size=size)
         parts.append(drawn @ moments)
     shift, length, squares, cross, length_squares = np.concatenate(parts).T
     change = shift / length

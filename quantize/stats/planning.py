@@ -14,7 +14,8 @@ from scipy import special
 
 from quantize.errors import QuantizeError
 from quantize.stats.exact import critical_score, exact_p_value, exact_rejects, tail, tail_probability
-from quantize.stats.inputs import check_alpha, check_margin
+from quantize.stats.inputs import check_alpha, check_early, check_margin
+from quantize.stats.multiplicity import attempt_alpha
 from quantize.stats.tango import restricted_loss_rate, score_p_value
 
 EXACT_ITEMS = 2000
@@ -80,6 +81,37 @@ def least_items(margin: float, alpha: float) -> int:
     while score_p_value(0, 0, n, -margin) > alpha:
         n += 1
     return n
+
+
+def spent_alpha(alpha: float, attempt: int = 1, early: float = 0.2) -> float:
+    """The alpha that the test at the end of the set is held to: ``(1 - early) attempt_alpha(alpha, attempt)``.
+
+    The rest pays for the chance of an early pass. Plan, sample size and shown interval use this one.
+    """
+    check_early(early)
+    return (1 - early) * attempt_alpha(alpha, attempt)
+
+
+def clustered_no_flips_p_value(clusters: int, margin: float, mean_size: float, largest: float) -> float:
+    """``(1 - margin mean/largest)^G``: the largest probability under H0 that none of G independent clusters differs.
+
+    A cluster that differs loses at most all of its items, ``largest`` at most, so a mean loss of ``margin`` an item
+    makes a cluster differ with a probability of ``margin mean_size / largest`` or more. `no_flips_p_value` is the
+    unclustered case.
+    """
+    return math.exp(clusters * math.log1p(-margin * mean_size / largest))
+
+
+def least_clusters(margin: float, alpha: float, mean_size: float = 1.0, largest: float = 1.0) -> int:
+    """The fewest clusters that can pass at all, with no cluster that differs: see `clustered_no_flips_p_value`."""
+    check_margin(margin)
+    check_alpha(alpha)
+    if not 1 <= mean_size <= largest:
+        raise QuantizeError(
+            f"clusters of {mean_size!r} items on average, of {largest!r} at most",
+            fix="Give the mean and the largest number of items in a cluster; the mean is 1 or more.",
+        )
+    return max(1, math.ceil(math.log(alpha) / math.log1p(-margin * mean_size / largest) - 1e-9))
 
 
 def passing_probability(n: int, margin: float, alpha: float, flip_rate: float, difference: float = 0.0) -> float:
