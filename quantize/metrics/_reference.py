@@ -1,78 +1,107 @@
-"""The baseline's distributions, from its hidden states and its own head."""
+"""The baseline's distributions, from its hidden states and its own head, and a variant's divergence from them.
+
+Neither text nor vocabulary is ever held whole. Hidden states go to disk in shards of `_SHARD` positions and come back
+as they are needed; logits exist for `_POSITIONS` x `_COLUMNS` (positions, vocabulary) at a time. Sums over the
+vocabulary run on in float64, with the greatest logit so far taken out (M. Milakov and N. Gimelshein, "Online normalizer
+calculation for softmax", 2018): a divergence of near arms is far below what float32 leaves of sums to one.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quantize.errors import DataError, QuantizeError
-from quantize.protocols import Session
+from quantize.protocols import HeadParameters, Session
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Reference", "store_reference"]
+__all__ = ["Reference", "ReferenceWriter", "Scores", "score"]
 
-_STATES, _HEAD = "reference.safetensors", "head.json"
+_HEAD = "head.json"
 
-#: Positions that are read back, and how far their logits may lie apart: bfloat16, the coarsest, rounds to 0.4 %.
+#: Positions in one file of hidden states.
+_SHARD = 4096
+
+#: Positions and vocabulary entries whose logits are held at a time.
+_POSITIONS, _COLUMNS = 256, 4096
+
+#: Positions whose logits are compared, and how far they may lie apart: bfloat16, the coarsest, rounds to 0.4 %.
 _CHECKED, _TOLERANCE = 8, 1e-2
 
-
-class Reference:
-    """What the baseline's `evaluate` artifact keeps, and the head in the baseline's checkpoint."""
-
-    def __init__(self, artifact: Path, checkpoint: Path) -> None:
-        import torch
-        from safetensors.torch import load_file
-
-        stored = load_file(artifact / _STATES)
-        self._hidden, self._tokens = stored["hidden"], stored["tokens"]
-        head = json.loads((artifact / _HEAD).read_text(encoding="utf-8"))
-        self._multiply, self._cap = head["multiply"], head["cap"]
-        dtype = getattr(torch, head["dtype"])
-        self._weight = _tensor(checkpoint, head["weights"]).to(dtype)
-        self._bias = _tensor(checkpoint, head["biases"]).to(dtype) if head["biases"] else None
-
-    def logits(self, start: int, stop: int, device: Any) -> torch.Tensor:
-        """The baseline's float32 logits (positions, vocabulary) at scored positions `start` to `stop`."""
-        import torch
-
-        if self._weight.device != device:
-            self._weight = self._weight.to(device)
-            self._bias = self._bias.to(device) if self._bias is not None else None
-        hidden = self._hidden[start:stop].to(device=device, dtype=self._weight.dtype)
-        logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float() * self._multiply
-        if self._cap:
-            logits = torch.tanh(logits / self._cap) * self._cap
-        return cast("torch.Tensor", logits)
-
-    def same_tokens(self, tokens: torch.Tensor) -> bool:
-        """True where these are the baseline's scored tokens."""
-        import torch
-
-        return torch.equal(tokens, self._tokens)
+#: (hidden states, first column, column after the last) -> float32 logits (positions, columns).
+Head = Callable[["torch.Tensor", int, int], "torch.Tensor"]
 
 
-def store_reference(
-    session: Session, hidden: torch.Tensor, tokens: torch.Tensor, out: Path, checkpoint: Path | None
-) -> None:
-    """Keep `hidden` (positions, hidden; float32) and scored `tokens` (positions), and how the head is applied.
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """By position, float64 on the CPU: -ln P_q(true); KLD and P_q(true) - P_b(true), where a baseline is known.
 
-    With the baseline's `checkpoint`, the first positions are read back and its stored head must give what the session's
-    gives: a head stored under another name or packed would falsify every divergence. Raises QuantizeError.
+    All are NaN where a logit, anywhere in the vocabulary, is not finite.
     """
-    import torch
-    from safetensors.torch import save_file
 
-    save_file({"hidden": hidden.contiguous(), "tokens": tokens.contiguous()}, out / _STATES)
-    (out / _HEAD).write_text(json.dumps(asdict(session.head_parameters())), encoding="utf-8")
-    if checkpoint is not None:
-        again = Reference(out, checkpoint).logits(0, _CHECKED, "cpu")
-        logits = session.head(hidden[:_CHECKED]).cpu()
-        if not torch.allclose(again, logits, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+    nll: torch.Tensor
+    kld: torch.Tensor | None
+    agrees: torch.Tensor | None
+    delta_p: torch.Tensor | None
+
+
+class ReferenceWriter:
+    """Keeps hidden states as they come, and how the head is applied.
+
+    With the baseline's `checkpoint`, its stored head must give the first positions the logits that the session's
+    gives: a head stored under another name or packed would falsify every divergence. `add` raises QuantizeError.
+    """
+
+    def __init__(self, session: Session, out: Path, checkpoint: Path | None) -> None:
+        self._session, self._out, self._checkpoint = session, out, checkpoint
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._positions = 0
+        self._shards: list[int] = []
+
+    def add(self, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Keep `hidden` (positions, hidden), in the dtype that it has, and the scored `tokens` (positions)."""
+        if not self._shards and not self._held and self._checkpoint is not None:
+            self._check(self._checkpoint, hidden[:_CHECKED])
+        for start in range(0, len(tokens), _SHARD):
+            self._held.append((hidden[start : start + _SHARD].cpu(), tokens[start : start + _SHARD].cpu()))
+            self._positions += len(self._held[-1][1])
+            if self._positions >= _SHARD:
+                self._write(_SHARD)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._positions:
+            self._write(self._positions)
+        head = {**asdict(self._session.head_parameters()), "shards": self._shards}
+        (self._out / _HEAD).write_text(json.dumps(head), encoding="utf-8")
+
+    def _write(self, positions: int) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        hidden, tokens = (torch.cat(parts) for parts in zip(*self._held, strict=True))
+        shard = {"hidden": hidden[:positions].contiguous(), "tokens": tokens[:positions].int()}
+        save_file(shard, _shard(self._out, len(self._shards)))
+        self._shards.append(positions)
+        # A copy: a view would keep the whole shard in memory.
+        self._held = [(hidden[positions:].clone(), tokens[positions:].clone())]
+        self._positions -= positions
+
+    def _check(self, checkpoint: Path, hidden: torch.Tensor) -> None:
+        import torch
+
+        parameters = self._session.head_parameters()
+        stored = _StoredHead(parameters, checkpoint)
+        same = stored.vocabulary == parameters.vocabulary
+        for start, stop in _blocks(parameters.vocabulary, _COLUMNS) if same else ():
+            first, second = (head(hidden, start, stop).cpu() for head in (stored.logits, self._session.head))
+            same = same and torch.allclose(first, second, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+        if not same:
             raise QuantizeError(
                 "the output head in the weight files is not the one that the model applies.",
                 where=str(checkpoint),
@@ -80,7 +109,164 @@ def store_reference(
             )
 
 
-def _tensor(checkpoint: Path, names: list[str]) -> torch.Tensor:
+class Reference:
+    """What the baseline's `evaluate` artifact keeps, and the head in the baseline's checkpoint."""
+
+    def __init__(self, artifact: Path, checkpoint: Path) -> None:
+        head = json.loads((artifact / _HEAD).read_text(encoding="utf-8"))
+        self._artifact = artifact
+        self._shards: list[int] = head.pop("shards")
+        self._head = _StoredHead(HeadParameters(**head), checkpoint)
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        return self._head.vocabulary
+
+    def same_tokens(self, tokens: torch.Tensor) -> bool:
+        """True where these are all of the baseline's scored tokens."""
+        import torch
+
+        if len(tokens) != sum(self._shards):
+            return False
+        return all(
+            torch.equal(self._slice("tokens", start, stop).long(), tokens[start:stop])
+            for start, stop in _blocks(len(tokens), _SHARD)
+        )
+
+    def hidden(self, start: int, stop: int) -> torch.Tensor:
+        """The baseline's final hidden states (positions, hidden) at scored positions `start` to `stop`."""
+        return self._slice("hidden", start, stop)
+
+    def logits(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The baseline's float32 logits (positions, columns) of the vocabulary's entries `start` to `stop`."""
+        return self._head.logits(hidden, start, stop)
+
+    def _slice(self, name: str, start: int, stop: int) -> torch.Tensor:
+        import torch
+        from safetensors import safe_open
+
+        parts, offset = [], 0
+        for number, positions in enumerate(self._shards):
+            first, last = max(start - offset, 0), min(stop - offset, positions)
+            if first < last:
+                with safe_open(_shard(self._artifact, number), framework="pt") as shard:
+                    parts.append(shard.get_slice(name)[first:last])
+            offset += positions
+        return torch.cat(parts)
+
+
+class _StoredHead:
+    """The output head as a checkpoint's weight files hold it."""
+
+    def __init__(self, parameters: HeadParameters, checkpoint: Path) -> None:
+        import torch
+
+        dtype = getattr(torch, parameters.dtype)
+        self._weight = _tensor(checkpoint, parameters.weights).to(dtype)
+        self._bias = _tensor(checkpoint, parameters.biases).to(dtype) if parameters.biases else None
+        self._multiply, self._cap = parameters.multiply, parameters.cap
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self._weight)
+
+    def logits(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Float32 logits (positions, columns), where `hidden` is; the head moves there once."""
+        import torch
+
+        if self._weight.device != hidden.device:
+            self._weight = self._weight.to(hidden.device)
+            self._bias = self._bias.to(hidden.device) if self._bias is not None else None
+        bias = self._bias[start:stop] if self._bias is not None else None
+        with torch.inference_mode():
+            states = hidden.to(self._weight.dtype)
+            logits = torch.nn.functional.linear(states, self._weight[start:stop], bias).float() * self._multiply
+            return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
+
+
+def score(
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: int, known: Reference | None, offset: int
+) -> Iterator[Scores]:
+    """Score `hidden` (positions, hidden) against the true next tokens `targets` (positions), some positions at a time.
+
+    `offset` is the first one's place among all scored positions; `known` has as many logits as `vocabulary` says.
+    """
+    import torch
+
+    for start, stop in _blocks(len(targets), _POSITIONS):
+        states, wanted = hidden[start:stop], targets[start:stop].to(hidden.device)
+        before = known.hidden(offset + start, offset + stop).to(hidden.device) if known is not None else None
+        variant, baseline = _Online(wanted), _Online(wanted)
+        difference = torch.zeros(len(wanted), dtype=torch.float64, device=hidden.device)
+        for first, last in _blocks(vocabulary, _COLUMNS):
+            q = variant.add(head(states, first, last), first)
+            if known is not None and before is not None:
+                p = baseline.add(known.logits(before, first, last), first)
+                weighted = torch.einsum("ij,ij->i", baseline.weights, p.sub_(q))
+                difference = difference * baseline.shrunk + weighted
+        kld = agrees = delta_p = None
+        if known is not None:
+            # sum P_b (z_b - z_q) - (ln Z_b - ln Z_q); below 0 it is rounding, as no divergence is negative.
+            kld = (difference / baseline.total - baseline.log_sum() + variant.log_sum()).clamp(min=0).cpu()
+            agrees = (baseline.best == variant.best).cpu()
+            delta_p = ((-variant.loss()).exp() - (-baseline.loss()).exp()).cpu()
+        yield Scores(variant.loss().cpu(), kld, agrees, delta_p)
+
+
+class _Online:
+    """Running log-sum-exp, best entry and true token's logit of rows whose columns come block by block.
+
+    After `add`, `weights` are the block's exp(logit - top), and `shrunk` what earlier sums of such weights must be
+    multiplied by, because `top` has grown. A logit that is not finite makes its row NaN for good.
+    """
+
+    def __init__(self, targets: torch.Tensor) -> None:
+        import torch
+
+        self._targets = targets
+        self._top = torch.full(targets.shape, -torch.inf, dtype=torch.float64, device=targets.device)
+        self._logit = torch.zeros_like(self._top)
+        self.total = torch.zeros_like(self._top)
+        self.shrunk = torch.ones_like(self._top)
+        self.best = torch.zeros_like(targets)
+        self.weights = self.total
+
+    def add(self, logits: torch.Tensor, first: int) -> torch.Tensor:
+        """Take in the columns from `first` on, float32 (positions, columns); returns them in float64."""
+        import torch
+
+        exact = logits.double()
+        top, at = exact.max(-1)
+        self.best = torch.where(top > self._top, at + first, self.best)  # of equals the first, as argmax
+        # Any inf or NaN of a block shows in its sum; finite float32 logits cannot reach inf in float64.
+        top = torch.where(exact.sum(-1).isfinite(), torch.maximum(self._top, top), torch.nan)
+        self.shrunk, self._top = (self._top - top).exp(), top
+        self.weights = (exact - top.unsqueeze(1)).exp_()
+        self.total = self.total * self.shrunk + self.weights.sum(-1)
+        place = self._targets - first
+        here = (place >= 0) & (place < logits.shape[1])
+        found = exact.gather(1, place.clamp(0, logits.shape[1] - 1).unsqueeze(1))[:, 0]
+        self._logit = torch.where(here, found, self._logit)
+        return exact
+
+    def log_sum(self) -> torch.Tensor:
+        return self._top + self.total.log()
+
+    def loss(self) -> torch.Tensor:
+        return self.log_sum() - self._logit
+
+
+def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, length, size):
+        yield start, min(start + size, length)
+
+
+def _shard(artifact: Path, number: int) -> Path:
+    return artifact / f"reference-{number:05}.safetensors"
+
+
+def _tensor(checkpoint: Path, names: Any) -> torch.Tensor:
     """The first of `names` that a checkpoint's weight files hold."""
     from safetensors import safe_open
 

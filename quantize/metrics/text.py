@@ -1,43 +1,58 @@
 """Perplexity and divergence on a text: the same token ids, teacher-forced, position by position.
 
-    KLD_t = sum over v of P_b(v) * (ln P_b(v) - ln P_q(v))        nats; b the baseline, q the variant
+    KLD_t     = sum over v of P_b(v) * (ln P_b(v) - ln P_q(v))        nats; b the baseline, q the variant
+    delta_p_t = P_q(x_t) - P_b(x_t)                                   x_t the token that stands there
 
 Documents are separated by lines of `---` and cut into windows of `window` tokens that do not overlap; the first token
 of a window is context only, so a document of n tokens in w windows gives n - w scored positions. llama.cpp's
-`llama-perplexity --kl-divergence` scores the second half of each window only: its numbers are not comparable.
+`llama-perplexity --kl-divergence` lists the same quantities, but scores the second half of each window only and takes
+tokens for independent: neither its numbers nor its ± are comparable.
 
-The baseline's distribution is never stored. What is stored are its final hidden states (after the last norm), to which
-its own head is applied again: vocabulary / hidden times smaller, and exact. Positions are taken in chunks, so memory
-does not grow with the text.
+The baseline's distribution is never stored. What is stored are its final hidden states (after the last norm, in the
+dtype of computation), to which its own head is applied again: vocabulary / hidden times smaller, and exact. Windows are
+taken in blocks of `_BLOCK` tokens and their rows are written at once, so memory does not grow with the text but for the
+token ids and, at the end, a few numbers for each position.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import TOKEN_ROWS, ArmMeasurements, Comparison, Measurement
-from quantize.metrics._reference import Reference, store_reference
-from quantize.metrics._rows import read_rows, write_rows
-from quantize.protocols import Progress, Session
+from quantize.metrics._reference import Reference, ReferenceWriter, Scores, score
+from quantize.protocols import EvaluateJob, Row, Session
 from quantize.record import Record, digest, file_sha256
 
 if TYPE_CHECKING:
     import torch
 
+    from quantize.stats import Interval
+
 __all__ = ["Text"]
 
-_CHUNK = 128
+#: Tokens that the session is given at a time, in whole windows: an engine batches within them.
+_BLOCK = 8192
+
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+
+#: Two-sided confidence of comparisons: each limit is one-sided at 5 %, as gates are.
+_LEVEL = 0.90
 
 
 class Text(Record):
-    """`path` is a text. Measures `<name>.perplexity`, `<name>.kl_divergence` (nats), `<name>.top1_agreement`."""
+    """`path` is a text.
+
+    Measures `<name>.perplexity` and, beside a baseline, `<name>.kl_divergence` (nats; mean, quantiles and maximum),
+    `<name>.top1_agreement` (share), `<name>.delta_p` and `<name>.delta_p_rms` (probability). Compares `perplexity` (ln
+    of the ratio), `kl_divergence`, `top1_disagreement` (1 - agreement: what is better is smaller) and `delta_p_rms`.
+    """
 
     kind: Literal["text"] = "text"
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -45,103 +60,100 @@ class Text(Record):
     window: Annotated[int, Field(ge=2)] = 512
 
     @property
-    def needs_reference(self) -> bool:
-        """Divergence is from the baseline's hidden states."""
-        return True
+    def quantities(self) -> tuple[str, ...]:
+        """See `protocols.Metric`."""
+        return ("perplexity", "kl_divergence", "top1_disagreement", "delta_p_rms")
+
+    @property
+    def paired(self) -> tuple[str, ...]:
+        """Nothing here is a bounded score of independent items."""
+        return ()
 
     def identity(self) -> dict[str, Any]:
         """The text's digest and how it is cut."""
         self._documents()
         return {"kind": self.kind, "sha256": file_sha256(Path(self.path)), "window": self.window}
 
-    def items(self, slice_name: str | None = None) -> int:
+    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
         """A text has documents, not items."""
-        return 0
+        return []
 
-    def measure(
-        self, session: Session, arm: str, out: Path, reference: Path | None, baseline: Path | None, progress: Progress
-    ) -> ArmMeasurements:
-        """See `protocols.Metric.measure`."""
-        import torch
+    def slices(self) -> tuple[str, ...]:
+        """A text has none."""
+        return ()
 
-        rows: list[dict[str, Any]] = []
-        stops: list[str] = []
-        states: list[torch.Tensor] = []
+    def texts(self) -> list[str]:
+        """Every document."""
+        return self._documents()
+
+    def measure(self, job: EvaluateJob) -> ArmMeasurements:
+        """See `protocols.Metric.measure`. The whole text is measured: nothing bounds what is left of it.
+
+        The session's own batch size is the only thing that two measurements of one arm may differ in.
+        """
+        session = job.session()
         windows = self._windows(session)
-        scored = torch.cat([ids[1:] for _, ids in windows])
-        known = Reference(reference, baseline) if reference is not None and baseline is not None else None
-        if known is not None and not known.same_tokens(scored):
-            stops.append("the tokenizer gives other tokens than the baseline's: nothing can be compared")
+        vocabulary = session.head_parameters().vocabulary
+        known = (
+            Reference(job.reference, job.baseline) if job.reference is not None and job.baseline is not None else None
+        )
+        stops = _incomparable(known, windows, vocabulary)
+        if stops:
             known = None
-        for document, ids in windows:
-            hidden = session.hidden(ids.unsqueeze(0))[0, :-1]
-            rows += _score(session, hidden, ids[1:], document, known, len(rows))
-            if reference is None:
-                states.append(hidden.cpu())
-            progress("tokens", len(rows), len(scored))
-        if reference is None:
-            store_reference(session, torch.cat(states), scored, out, baseline)
-        finite = [row for row in rows if math.isfinite(row["nll"]) and math.isfinite(row["kld"] or 0.0)]
-        if len(finite) < len(rows):
-            stops.append(
-                f"{len(rows) - len(finite)} of {len(rows)} positions have log-probabilities that are not finite"
-            )
-        write_rows(finite, TOKEN_ROWS, out)
+        keep = ReferenceWriter(session, job.out, job.baseline) if job.reference is None else None
+        done, total = 0, sum(len(ids) - 1 for _, ids in windows)
+        with _Rows(job.out) as rows:
+            for block in _blocks(windows):
+                hidden, documents, targets = _forward(session, block)
+                if keep is not None:
+                    keep.add(hidden, targets)
+                for scores in score(session.head, hidden, targets, vocabulary, known, done):
+                    start, done = done, done + len(scores.nll)
+                    rows.add(scores, documents, targets, start)
+                    documents, targets = documents[len(scores.nll) :], targets[len(scores.nll) :]
+                    job.progress("tokens", done, total)
+        if keep is not None:
+            keep.close()
+        if rows.lost:
+            stops.append(f"{rows.lost} of {total} positions have log-probabilities that are not finite")
         return ArmMeasurements(
             eval=self.name,
-            arm=arm,
+            arm=job.arm,
             dataset_digest=digest(self.identity()),
-            engine=type(session).__name__,
-            device=session.device,
-            measurements=self._measurements(rows, divergence=known is not None) if not stops else [],
+            engine=job.engine,
+            device=job.device,
+            measurements=_measurements(self.name, _columns(job.out)) if not stops else [],
             hard_stops=stops,
         )
 
-    def compare(self, baseline: Path, variant: Path) -> list[Comparison]:
-        """Ln of the ratio of perplexities, paired by document, and the mean divergence; 95 % bootstrap intervals."""
-        before, after = read_rows(baseline), read_rows(variant)
-        keys = [[(row["document"], row["position"], row["token"]) for row in rows] for rows in (before, after)]
-        if keys[0] != keys[1]:
+    def pairs(self, baseline: list[Row], variant: list[Row]) -> dict[str, Any]:
+        """None: documents are compared by bootstrap, not items by a test."""
+        return {}
+
+    def compare(self, baseline: Path, variant: Path, early: float = 0.0) -> list[Comparison]:
+        """Ln of the ratio of perplexities, paired by document, and divergence; 90 % bootstrap intervals."""
+        before, after = _columns(baseline), _columns(variant)
+        if any(not _equal(before[key], after[key]) for key in ("document", "position", "token")):
             raise DataError(
                 "the arms scored different tokens.",
                 where=str(variant),
                 fix="Run again, so that both are measured on one text.",
             )
-        pairs = [
-            {"document": one["document"], "ratio": other["nll"] - one["nll"]}
-            for one, other in zip(before, after, strict=True)
-        ]
-        ratio = _by_document(pairs, "ratio")
-        divergence = _by_document(after, "kld")
-        means = [sum(row["nll"] for row in rows) / len(rows) for rows in (before, after)]
-        return [
-            Comparison(
-                metric=f"{self.name}.perplexity",
-                unit="ln ratio",
-                baseline=math.exp(means[0]),
-                variant=math.exp(means[1]),
-                difference=ratio.estimate,
-                low=ratio.lower,
-                high=ratio.upper,
-                level=0.95,
-                n=len(before),
-                method=ratio.method,
-                extra={},
-            ),
-            Comparison(
-                metric=f"{self.name}.kl_divergence",
-                unit="nats",
-                baseline=0.0,
-                variant=divergence.estimate,
-                difference=divergence.estimate,
-                low=divergence.lower,
-                high=divergence.upper,
-                level=0.95,
-                n=len(after),
-                method=divergence.method,
-                extra={},
-            ),
-        ]
+        documents = after["document"]
+        ratio = _by_document(documents, after["nll"] - before["nll"], _LEVEL)
+        perplexities = [math.exp(arm["nll"].mean()) for arm in (before, after)]
+        found = [_comparison(f"{self.name}.perplexity", "ln ratio", ratio, len(documents), *perplexities)]
+        if "kld" not in after:
+            return found
+        for quantity, unit, values, root in (
+            ("kl_divergence", "nats", after["kld"], False),
+            ("top1_disagreement", "share", 1.0 - after["top1_agrees"], False),
+            ("delta_p_rms", "probability", after["delta_p"] ** 2, True),
+        ):
+            interval = _by_document(documents, values, _LEVEL)
+            interval = _root(interval) if root else interval
+            found.append(_comparison(f"{self.name}.{quantity}", unit, interval, len(documents), 0.0, interval.estimate))
+        return found
 
     def _documents(self) -> list[str]:
         try:
@@ -173,84 +185,178 @@ class Text(Record):
             raise DataError("the text has no two tokens in a row.", where=self.path)
         return found
 
-    def _measurements(self, rows: list[dict[str, Any]], *, divergence: bool) -> list[Measurement]:
-        import numpy as np
 
-        loss = _by_document(rows, "nll")
-        n = len(rows)
-        found = [
-            Measurement(
-                name=f"{self.name}.perplexity",
-                value=math.exp(loss.estimate),
-                unit="perplexity",
-                n=n,
-                direction="lower",
-                low=math.exp(loss.lower),
-                high=math.exp(loss.upper),
-            )
+class _Rows:
+    """Writes `rows.parquet` in row groups as rows come. `lost` counts those left out: they are not finite."""
+
+    def __init__(self, out: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in TOKEN_ROWS.items()])
+        self._writer = pq.ParquetWriter(out / "rows.parquet", self._schema, compression="zstd")
+        self._held: list[Any] = []
+        self.lost = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, scores: Scores, documents: torch.Tensor, targets: torch.Tensor, position: int) -> None:
+        """The rows of as many positions as there are scores; the first stands at `position`."""
+        import pyarrow as pa
+        import torch
+
+        n = len(scores.nll)
+        finite = scores.nll.isfinite() & (scores.kld.isfinite() if scores.kld is not None else True)
+        self.lost += n - int(finite.sum())
+        columns = {
+            "document": documents[:n],
+            "position": torch.arange(position, position + n),
+            "token": targets[:n].cpu(),
+            "nll": scores.nll,
+            "kld": scores.kld,
+            "top1_agrees": scores.agrees,
+            "delta_p": scores.delta_p,
+        }
+        missing = int(finite.sum())
+        arrays = [
+            pa.nulls(missing, field.type) if column is None else pa.array(column[finite].numpy(), field.type)
+            for field, column in zip(self._schema, columns.values(), strict=True)
         ]
-        if not divergence:
-            return found
-        mean = _by_document(rows, "kld")
-        values = np.array([row["kld"] for row in rows])
-        name = f"{self.name}.kl_divergence"
-        found.append(
-            Measurement(
-                name=name, value=mean.estimate, unit="nats", n=n, direction="lower", low=mean.lower, high=mean.upper
-            )
-        )
-        found += [
-            Measurement(
-                name=f"{name}/{label}", value=float(np.quantile(values, q)), unit="nats", n=n, direction="lower"
-            )
-            for label, q in _QUANTILES.items()
-        ]
-        agree = sum(bool(row["top1_agrees"]) for row in rows) / n
-        found.append(
-            Measurement(name=f"{self.name}.top1_agreement", value=agree, unit="share", n=n, direction="higher")
-        )
+        self._held.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        if sum(len(batch) for batch in self._held) >= _BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._held:
+            self._writer.write_table(pa.Table.from_batches(self._held).combine_chunks())
+            self._held = []
+
+
+def _incomparable(known: Reference | None, windows: list[tuple[int, torch.Tensor]], vocabulary: int) -> list[str]:
+    """Why an arm's distributions cannot be set beside the baseline's, if anything is in the way."""
+    import torch
+
+    if known is None:
+        return []
+    if not known.same_tokens(torch.cat([ids[1:] for _, ids in windows])):
+        return ["the tokenizer gives other tokens than the baseline's: nothing can be compared"]
+    if known.vocabulary != vocabulary:
+        return [f"the output head has {vocabulary} entries, the baseline's {known.vocabulary}: nothing can be compared"]
+    return []
+
+
+def _blocks(windows: list[tuple[int, torch.Tensor]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Consecutive windows of at most `_BLOCK` tokens together, or a single longer one."""
+    block: list[tuple[int, torch.Tensor]] = []
+    tokens = 0
+    for document, ids in windows:
+        if block and tokens + len(ids) > _BLOCK:
+            yield block
+            block, tokens = [], 0
+        block.append((document, ids))
+        tokens += len(ids)
+    yield block
+
+
+def _forward(
+    session: Session, block: list[tuple[int, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of a block's scored positions: hidden states (positions, hidden), documents and true tokens (positions)."""
+    import torch
+
+    hidden = [states[:-1] for states in session.hidden([ids for _, ids in block])]
+    documents = [torch.full((len(ids) - 1,), document) for document, ids in block]
+    return torch.cat(hidden), torch.cat(documents), torch.cat([ids[1:] for _, ids in block])
+
+
+def _columns(artifact: Path) -> dict[str, Any]:
+    """Columns of `rows.parquet` as arrays (positions), without those that are empty. Raises DataError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = artifact / "rows.parquet"
+    try:
+        table = pq.read_table(path, columns=list(TOKEN_ROWS))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"the rows cannot be read: {error}", where=str(path)) from error
+    filled = [name for name in table.column_names if not table[name].null_count]
+    return {name: table[name].to_numpy() for name in filled}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    import numpy as np
+
+    return np.array_equal(one, other)
+
+
+def _measurements(name: str, rows: dict[str, Any]) -> list[Measurement]:
+    """What the columns of an arm's rows say, with 95 % document-bootstrap intervals of the means."""
+    import numpy as np
+
+    n = len(rows["nll"])
+    loss = _by_document(rows["document"], rows["nll"])
+    ends = {"value": math.exp(loss.estimate), "low": math.exp(loss.lower), "high": math.exp(loss.upper)}
+    found = [Measurement(name=f"{name}.perplexity", unit="perplexity", n=n, direction="lower", **ends)]
+    if "kld" not in rows:
         return found
+    found.append(_mean(f"{name}.kl_divergence", "nats", "lower", _by_document(rows["document"], rows["kld"]), n))
+    for label, value in zip(_QUANTILES, np.quantile(rows["kld"], list(_QUANTILES.values())), strict=True):
+        place = f"{name}.kl_divergence/{label}"
+        found.append(Measurement(name=place, value=float(value), unit="nats", n=n, direction="lower"))
+    agreement = _by_document(rows["document"], rows["top1_agrees"].astype(float))
+    change = _by_document(rows["document"], rows["delta_p"])
+    size = _root(_by_document(rows["document"], rows["delta_p"] ** 2))
+    return [
+        *found,
+        _mean(f"{name}.top1_agreement", "share", "higher", agreement, n),
+        _mean(f"{name}.delta_p", "probability", "higher", change, n),
+        _mean(f"{name}.delta_p_rms", "probability", "lower", size, n),
+    ]
 
 
-def _score(
-    session: Session, hidden: torch.Tensor, targets: torch.Tensor, document: int, known: Reference | None, offset: int
-) -> list[dict[str, Any]]:
-    """Rows of one window: `hidden` (positions, hidden), `targets` (positions), the first at position `offset`."""
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(targets), _CHUNK):
-        stop = min(start + _CHUNK, len(targets))
-        wanted = targets[start:stop].to(hidden.device)
-        # Normalised in float64: a divergence of near arms is far below what float32 leaves of sums to one.
-        variant = session.head(hidden[start:stop]).double().log_softmax(-1)
-        loss = (-variant.gather(1, wanted.unsqueeze(1))[:, 0]).tolist()
-        divergence: list[float | None] = [None] * (stop - start)
-        agrees: list[bool | None] = [None] * (stop - start)
-        if known is not None:
-            baseline = known.logits(offset + start, offset + stop, hidden.device).double().log_softmax(-1)
-            divergence = (baseline.exp() * (baseline - variant)).sum(-1).tolist()
-            agrees = (baseline.argmax(-1) == variant.argmax(-1)).tolist()
-        rows += [
-            {
-                "document": document,
-                "position": offset + start + i,
-                "token": token,
-                "nll": loss[i],
-                "kld": divergence[i],
-                "top1_agrees": agrees[i],
-            }
-            for i, token in enumerate(wanted.tolist())
-        ]
-    return rows
+def _mean(name: str, unit: str, direction: Literal["higher", "lower"], mean: Interval, n: int) -> Measurement:
+    return Measurement(
+        name=name, value=mean.estimate, unit=unit, n=n, direction=direction, low=mean.lower, high=mean.upper
+    )
 
 
-def _by_document(rows: list[dict[str, Any]], column: str) -> Any:
-    """Document bootstrap of the mean of a column over all positions."""
+def _comparison(metric: str, unit: str, interval: Interval, n: int, baseline: float, variant: float) -> Comparison:
+    return Comparison(
+        metric=metric,
+        unit=unit,
+        baseline=baseline,
+        variant=variant,
+        difference=interval.estimate,
+        low=interval.lower,
+        high=interval.upper,
+        level=interval.confidence,
+        n=n,
+        method=interval.method,
+        extra={},
+    )
+
+
+def _by_document(documents: Any, values: Any, confidence: float = 0.95) -> Interval:
+    """Document bootstrap of the mean over all positions."""
     import numpy as np
 
     from quantize.stats import document_bootstrap
 
-    documents = np.array([row["document"] for row in rows])
-    values = np.array([row[column] for row in rows], dtype=float)
     counts = np.bincount(documents)
     sums = np.bincount(documents, weights=values)
-    return document_bootstrap(sums[counts > 0], counts[counts > 0])
+    return document_bootstrap(sums[counts > 0], counts[counts > 0], confidence)
+
+
+def _root(square: Interval) -> Interval:
+    """Of a mean square: the root of it and of its limits; a limit below 0 is 0."""
+    from dataclasses import replace
+
+    estimate, lower, upper = (math.sqrt(max(0.0, end)) for end in (square.estimate, square.lower, square.upper))
+    return replace(square, estimate=estimate, lower=lower, upper=upper)

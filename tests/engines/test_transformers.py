@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantize.engines import Transformers
-from quantize.engines.transformers import TransformersSession
+from quantize.engines.transformers import TransformersSession, _batches
 from quantize.errors import DataError, Interrupted, QuantizeError
 from quantize.methods import Rtn
 from quantize.protocols import QuantizeJob
@@ -162,6 +162,8 @@ def forwarded(session):
 
 def test_a_prompt_is_paid_once_for_all_its_choices(session, stock, forwarded):
     pairs = [(prompt, choice) for prompt in (PROSE, f"{PROSE} {PROSE}") for choice in (" a bee", " an owl", " a toad")]
+    session.lm().loglikelihood(instances(pairs), disable_tqdm=True)  # proves that it may pack, once
+    forwarded.clear()
     session.lm().loglikelihood(instances(pairs), disable_tqdm=True)
     ours = sum(rows * tokens for rows, tokens in forwarded)
     forwarded.clear()
@@ -210,11 +212,80 @@ def text_ids(session):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_head_of_the_hidden_states_gives_the_logits(dtype):
+    import torch
+
     session = Transformers(dtype=dtype).open(CHECKPOINT, "cpu")
     ids = text_ids(session)
-    hidden, logits = session.hidden(ids), session.logits(ids)
+    hidden, logits = torch.stack(session.hidden(list(ids))), session.logits(ids)
     assert hidden.shape == (*ids.shape, 128)
+    assert hidden.dtype == getattr(torch, dtype)
     assert float((session.head(hidden) - logits).abs().max()) < 1e-4
+
+
+def test_the_head_of_a_slice_is_that_slice_of_the_logits(session):
+    import torch
+
+    hidden = session.hidden(list(text_ids(session)))[0]
+    whole = session.head(hidden)
+    parts = [session.head(hidden, start, min(start + 100, 512)) for start in range(0, 512, 100)]
+    assert [part.shape[1] for part in parts] == [100, 100, 100, 100, 100, 12]
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    assert whole.shape[1] == session.head_parameters().vocabulary == 512
+
+
+def windows_of_all_lengths(session):
+    import torch
+
+    ids = torch.tensor(session.encode(PROSE) * 8)
+    return [ids[start : start + length] for start, length in enumerate((7, 90, 2, 64, 90, 13, 31, 88, 3))]
+
+
+@pytest.mark.parametrize("budget", [1, 100, 300, 8192])
+def test_hidden_states_do_not_depend_on_the_batch(session, budget):
+    import torch
+
+    windows = windows_of_all_lengths(session)
+    together = TransformersSession(session.model, session.tokenizer, budget).hidden(windows)
+    assert [len(states) for states in together] == [len(ids) for ids in windows]
+    for states, ids in zip(together, windows, strict=True):
+        assert torch.allclose(states, session.hidden([ids])[0], atol=1e-4)
+
+
+def test_windows_share_forward_passes_within_the_budget(session, forwarded):
+    windows = windows_of_all_lengths(session)
+    TransformersSession(session.model, session.tokenizer, 200).hidden(windows)
+    assert len(forwarded) < len(windows)
+    assert max(rows * tokens for rows, tokens in forwarded) <= 200
+    assert sum(rows for rows, _ in forwarded) == len(windows)
+
+
+def test_short_windows_do_not_pay_for_the_padding_of_long_ones():
+    lengths = [500, 20, 490, 20, 510, *[20] * 40]
+    batches = list(_batches(lengths, 100_000))
+    computed = sum(len(batch) * max(lengths[number] for number in batch) for batch in batches)
+    assert computed < 1.1 * sum(lengths)
+    assert len(batches) == 2
+    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
+
+
+def test_hidden_states_come_without_the_logits_of_every_position(session):
+    """The head sees one position of a batch, so that no tensor of positions by vocabulary is ever made."""
+    seen = []
+    head = session.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, inputs, output: seen.append(tuple(output.shape)))
+    try:
+        session.hidden(list(text_ids(session)))
+    finally:
+        hook.remove()
+    assert seen == [(1, 1, 512)]
+
+
+def test_other_batches_are_smaller_and_nothing_else_changes():
+    engine = Transformers(dtype="float32", max_batch_tokens=4096)
+    other = engine.in_other_batches()
+    assert other.max_batch_tokens < engine.max_batch_tokens
+    assert other.model_dump(exclude={"max_batch_tokens"}) == engine.model_dump(exclude={"max_batch_tokens"})
+    assert Transformers(max_batch_tokens=1).in_other_batches().max_batch_tokens == 1
 
 
 def family(name):
@@ -256,7 +327,9 @@ def test_logit_scales_and_soft_caps_are_applied(name, multiply, cap):
     session = family(name)
     ids = torch.arange(3, 23).reshape(2, 10)
     logits = session.logits(ids)
-    assert float((session.head(session.hidden(ids)) - logits).abs().max()) < 1e-4 * float(logits.abs().max())
+    hidden = torch.stack(session.hidden(list(ids)))
+    assert float((session.head(hidden) - logits).abs().max()) < 1e-4 * float(logits.abs().max())
+    assert torch.allclose(session.head(hidden, 20, 40), logits[..., 20:40], atol=1e-4 * float(logits.abs().max()))
     assert (session.head_parameters().multiply, session.head_parameters().cap) == (multiply, cap)
 
 
@@ -267,7 +340,7 @@ def test_a_head_that_does_something_unknown_is_refused():
     session.model.config.logits_scaling, session.model.config.logit_scale = 1.0, 1.0
     session.model.config.final_logit_softcapping = 0.01
     with pytest.raises(QuantizeError, match="GraniteForCausalLM does more than a matrix"):
-        session.hidden(torch.tensor([[3, 4, 5]]))
+        session.hidden([torch.tensor([3, 4, 5])])
 
 
 def test_a_checkpoint_that_does_not_load_is_named(tmp_path):
