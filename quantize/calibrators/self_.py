@@ -37,6 +37,15 @@ class Self(Record):
         """The config: no file is read."""
         return self.model_dump(mode="json", by_alias=True)
 
+    @property
+    def allow_overlap(self) -> bool:
+        """What the model writes itself is nobody's eval set."""
+        return False
+
+    def texts(self) -> list[str]:
+        """The model writes its text itself."""
+        return []
+
     def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:
         """Int64 ids (samples, tokens), the same on every run on one machine.
 

@@ -37,14 +37,19 @@ class Text(Record):
     samples: Annotated[int, Field(gt=0, description="Rows.")] = 128
     tokens_per_sample: int = Field(default=512, alias="tokens", gt=1, description="Tokens of a row.")
     seed: Annotated[int, Field(ge=0)] = 0
+    allow_overlap: Annotated[bool, Field(description="Eval items may be among the texts; the report says so.")] = False
 
     def identity(self) -> dict[str, Any]:
         """The config with the file's digest in place of its path. Raises DataError where it cannot be read."""
-        config = self.model_dump(mode="json", by_alias=True, exclude={"path"})
+        config = self.model_dump(mode="json", by_alias=True, exclude={"path", "allow_overlap"})
         try:
             return {**config, "type": Path(self.path).suffix, "sha256": file_sha256(Path(self.path))}
         except OSError as error:
             raise _unreadable(self.path, error) from None
+
+    def texts(self) -> list[str]:
+        """Every document of the file."""
+        return _documents(Path(self.path))
 
     def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:
         """Int64 ids (samples, tokens). Raises DataError for a broken file, or one with too little text."""

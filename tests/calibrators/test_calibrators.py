@@ -118,3 +118,24 @@ def test_a_config_survives_the_way_through_a_stage_file():
     config = Self(samples=3, tokens=7)
     assert adapter.validate_python(json.loads(config.model_dump_json(by_alias=True))) == config
     assert adapter.validate_python({"kind": "self", "tokens": 7}).tokens_per_sample == 7
+
+
+def test_the_documents_that_tokens_are_drawn_from_can_be_looked_at(tmp_path):
+    """All of them, and not only the rows that were drawn: which those are depends on the tokenizer."""
+    lines, whole = tmp_path / "a.jsonl", tmp_path / "a.txt"
+    lines.write_text('{"text": "one\\ntwo"}\n\n{"text": "three"}\n', "utf-8")
+    whole.write_text("one\ntwo\n", "utf-8")
+    assert Text(path=str(lines), samples=1).texts() == ["one\ntwo", "three"]
+    assert Text(path=str(whole)).texts() == ["one\ntwo\n"]
+    assert Self().texts() == []
+    with pytest.raises(DataError, match="No such file"):
+        Text(path=str(tmp_path / "none.txt")).texts()
+
+
+def test_allowing_an_overlap_changes_no_token_and_so_no_key(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    assert Text(path=str(path), allow_overlap=True).identity() == Text(path=str(path)).identity()
+    assert not Text(path=str(path)).allow_overlap
+    with pytest.raises(ValidationError, match="allow_overlap"):
+        Self(allow_overlap=True)
