@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from quantize import __version__, cli_registry
+from quantize import __version__, cli_evidence, cli_registry
 from quantize.cli_options import as_document, json_option, only_option, recipe_argument, set_option, store_option
 from quantize.errors import Interrupted, QuantizeError, RecipeError, StageFailed
 
@@ -99,57 +99,22 @@ def run(
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
     from quantize import job
     from quantize.display import watcher
-    from quantize.report import markdown, print_summary, summarise
+    from quantize.report import item_seconds, markdown, print_summary, summarise
+    from quantize.run import RunRecord
 
     if dry_run:
         _plan(recipe, overrides, only, store_path, as_json=as_json, config=None)
         return 0
-    record, code = job.execute(
-        recipe, overrides, only, store_path, watcher(), release=not no_release, report=lambda r: markdown(summarise(r))
-    )
+
+    def page(record: RunRecord) -> str:
+        return markdown(summarise(record, item_seconds(record, _store(store_path))))
+
+    record, code = job.execute(recipe, overrides, only, store_path, watcher(), release=not no_release, report=page)
     if as_json:
         as_document({**json.loads(record.model_dump_json()), "exit_code": code})
     else:
-        print_summary(summarise(record), sys.stdout)
+        print_summary(summarise(record, item_seconds(record, _store(store_path))), sys.stdout)
     return code
-
-
-@cli.command()
-@click.argument("run_name", metavar="RUN", default="latest")
-@store_option
-@json_option
-@click.option("--format", "form", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
-def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
-    """Show a run again: its folder, its name, or `latest`."""
-    from quantize.report import markdown, print_summary, summarise
-    from quantize.run import read_record
-
-    record = read_record(_run_directory(run_name, store_path))
-    if as_json:
-        as_document(json.loads(record.model_dump_json()))
-    elif form == "markdown":
-        click.echo(markdown(summarise(record)))
-    else:
-        print_summary(summarise(record), sys.stdout)
-
-
-@cli.command()
-@click.argument("run_name", metavar="RUN", default="latest")
-@store_option
-@json_option
-def verify(run_name: str, store_path: Path, as_json: bool) -> int:
-    """Recompute every digest of a run from bytes and every verdict from stored rows."""
-    from quantize.checking import verify_run
-
-    checks = verify_run(_run_directory(run_name, store_path), _store(store_path))
-    if as_json:
-        as_document([{"what": check.what, "problems": list(check.problems)} for check in checks])
-    else:
-        for check in checks:
-            click.echo(f"{'✗' if check.problems else '✓'} {check.what}")
-            for problem in check.problems:
-                click.echo(f"    {problem}")
-    return 1 if any(check.problems for check in checks) else 0
 
 
 @cli.command()
@@ -202,6 +167,8 @@ def schema() -> None:
     as_document(json_schema())
 
 
+for verb in (cli_evidence.report, cli_evidence.compare, cli_evidence.verify):
+    cli.add_command(verb)
 for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cli_registry.rollback, cli_registry.pull):
     cli.add_command(verb)
 
@@ -225,21 +192,6 @@ def _plan(
         print_plan(planned, sys.stdout)
     if planned.preflight.problems:
         raise RecipeError([f"{recipe}: {problem}" for problem in planned.preflight.problems])
-
-
-def _run_directory(name: str, store: Path) -> Path:
-    from quantize.upkeep import run_directories
-
-    if (Path(name) / "run.json").is_file():
-        return Path(name)
-    runs = run_directories(_store(store))
-    if name == "latest" and runs:
-        return runs[-1]
-    for run_path in runs:
-        if run_path.name == name:
-            return run_path
-    known = ", ".join(path.name for path in runs[-5:]) or "none yet"
-    raise QuantizeError(f"there is no run {name!r} (the latest: {known}).", where=str(store / "runs"))
 
 
 def _store(path: Path) -> Store:

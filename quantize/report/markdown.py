@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from quantize.report.grid import Column, Grid, as_markdown
+from quantize.report.sections import Path, Section
 from quantize.report.summary import Summary
 
 __all__ = ["markdown"]
@@ -11,19 +13,33 @@ _MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error
 
 def markdown(summary: Summary) -> str:
     """A summary as GitHub-flavoured Markdown."""
-    lines = [f"# {summary.title}", "", _line(summary.columns), _line(tuple("---" for _ in summary.columns))]
-    lines += [_line(row.cells) for row in summary.rows]
-    for row in summary.rows:
-        if not row.findings:
-            continue
-        lines += ["", f"## {row.name}", ""]
-        for finding in row.findings:
-            advisory = ", advisory" if finding.advisory else ""
-            lines.append(f"- **{_MARKS[finding.outcome]}**{advisory}: {finding.sentence}")
-        if row.decision:
-            lines += ["", row.decision]
-    return "\n".join([*lines, "", *summary.notes, ""])
+    lines = [f"# {summary.title}", "", *as_markdown(summary.table)]
+    for section in summary.sections:
+        lines += ["", f"## {section.name}", "", *_section(section)]
+    for note in summary.notes:
+        lines += ["", note]
+    return "\n".join([*lines, ""])
 
 
-def _line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("\n", "<br>").replace("|", "\\|") for cell in cells) + " |"
+def _section(section: Section) -> list[str]:
+    lines = []
+    for finding in section.findings:
+        advisory = ", advisory" if finding.advisory else ""
+        lines.append(f"- **{_MARKS[finding.outcome]}**{advisory}: {finding.sentence}")
+    if section.decision:
+        lines += ["", section.decision]
+    if section.sentences:
+        lines += ["", *(f"- {sentence}" for sentence in section.sentences)]
+    if section.table is not None:
+        lines += ["", *as_markdown(section.table)]
+    for path in section.paths:
+        lines += ["", f"Limits of the difference in {path.metric} (points) while the sample grew:", ""]
+        lines += as_markdown(_across(path))
+    return lines
+
+
+def _across(path: Path) -> Grid:
+    """A confidence sequence from left to right: items, and the two limits below."""
+    items, lower, upper = zip(*path.looks, strict=True)
+    columns = (Column("items", "", text=True), *(Column(count, count) for count in items))
+    return Grid(columns, (("lower", *lower), ("upper", *upper)))

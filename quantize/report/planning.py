@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quantize.preflight import Estimate
+from quantize.report.numbers import duration
 
 if TYPE_CHECKING:
     from quantize.job import Preview
@@ -59,7 +60,7 @@ def print_plan(preview: Preview, file: TextIO) -> None:
             table.add_row(*_cells(cost))
         console.print(table)
         left = sum(cost.seconds or 0 for cost in preview.estimates if not cost.cached)
-        console.print(f"to do: {sum(not c.cached for c in preview.estimates)} stages, about {_duration(left)}")
+        console.print(f"to do: {sum(not c.cached for c in preview.estimates)} stages, about {duration(left)}")
     for note in preview.preflight.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
@@ -70,14 +71,8 @@ def _cells(cost: Estimate) -> tuple[str, ...]:
     return (
         cost.stage.label,
         state,
-        f"{measured}{_duration(cost.seconds)}" if cost.seconds is not None else "?",
+        f"{measured}{duration(cost.seconds)}" if cost.seconds is not None else "?",
         f"{cost.memory / 1e9:.1f} GB" if cost.memory is not None else "",
         f"{cost.disk / 1e6:,.0f} MB" if cost.disk is not None else "",
         cost.stage.key[:12],
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

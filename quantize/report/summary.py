@@ -1,143 +1,174 @@
-"""What a report says, before it is drawn: one row a variant, one sentence a finding.
+"""What a report says, before it is drawn: one table of all arms, then a section for each variant.
 
-Terminal and Markdown show the same cells, so a number is formatted once, here.
+Terminal and Markdown show the same grids and the same sentences; numbers are written by `numbers`. The table answers
+what one decides by: how small, how far from the baseline, on how many items, and what came of it. Everything else that
+was measured stands in the variant's section (`sections`).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantize.evidence import Comparison, Measurement
+from quantize.report.grid import Column, Grid
+from quantize.report.numbers import amount, change, duration, interval, measured, size
+from quantize.report.sections import Section, limits, section
 from quantize.run import RunRecord, VariantRecord
 from quantize.verdict import Finding
 
-__all__ = ["Row", "Summary", "summarise"]
+__all__ = ["Summary", "summarise"]
 
-_VERDICTS = {
-    "pass": "not worse",
-    "fail": "worse",
-    "inconclusive": "not shown",
-    "error": "error",
-}
-_FLIPS = "flips"
+_VERDICTS = {"pass": "not worse", "fail": "worse", "inconclusive": "not shown", "error": "error"}
 _ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One arm: its name, its cells by column, its outcome, and its findings."""
-
-    name: str
-    outcome: str
-    cells: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    decision: str
+_ARM = (Column("variant", "arm", text=True), Column("verdict", "arm", text=True), Column("size", "arm"))
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A report: a title, its column heads, a row for the baseline and one for each variant, and notes below."""
+    """A report: a title, the table of all arms, a section for each variant, and notes below.
+
+    `outcomes` by variant; the last note says what early stopping saved.
+    """
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    table: Grid
+    sections: tuple[Section, ...]
+    outcomes: dict[str, str]
     notes: tuple[str, ...]
 
 
-def summarise(record: RunRecord) -> Summary:
-    """The summary of a run."""
-    measured = next((v for v in record.variants if v.evidence is not None and len(v.evidence.comparisons) > 1), None)
-    baseline = measured.evidence.baseline_measurements if measured and measured.evidence else []
-    metrics = _metrics(measured.evidence.comparisons if measured and measured.evidence else [])
-    columns = ("variant", "bytes", "bits/w", *metrics, "verdict", "decision")
-    rows = [_baseline(baseline, metrics)] if baseline else []
-    rows += [_row(variant, metrics) for variant in record.variants]
-    return Summary(f"{record.recipe} on {record.device}", columns, tuple(rows), _notes(record))
+@dataclass(frozen=True, slots=True)
+class _Eval:
+    """One eval as the table shows it: a text by perplexity and divergence, items by accuracy, flips and count."""
+
+    name: str
+    text: bool
+
+    def columns(self) -> tuple[Column, ...]:
+        """A text's two, or the three of items."""
+        heads = ("perplexity", "KL") if self.text else ("accuracy", "flips", "items")
+        return tuple(Column(f"{self.name}\n{head}", self.name) for head in heads)
 
 
-def _metrics(comparisons: list[Comparison]) -> list[str]:
-    """The compared quantities that make a column: no slices, no tails, no sizes (they have columns of their own)."""
-    names = [c.metric for c in comparisons if "/" not in c.metric and not c.metric.startswith("weights.")]
-    columns = []
-    for name in names:
-        columns.append(name)
-        if any(c.metric == name and "losses" in c.extra for c in comparisons):
-            columns.append(f"{name} {_FLIPS}")
-    return columns
-
-
-def _baseline(measurements: list[Measurement], metrics: list[str]) -> Row:
-    known = {m.name: m for m in measurements}
-    cells = [_number(known[name], bare=True) if name in known else "" for name in metrics]
-    return Row("baseline", "", ("baseline", _size(known), _bits(known), *cells, "", ""), (), "")
-
-
-def _row(variant: VariantRecord, metrics: list[str]) -> Row:
-    verdict = variant.verdict
-    known = {m.name: m for m in variant.evidence.measurements} if variant.evidence else {}
-    comparisons = {c.metric: c for c in variant.evidence.comparisons} if variant.evidence else {}
-    cells = []
-    for name in metrics:
-        base = name.removesuffix(f" {_FLIPS}")
-        comparison = comparisons.get(base)
-        if comparison is None:
-            cells.append("–")
-        elif base != name:
-            cells.append(f"−{comparison.extra['losses']} +{comparison.extra['gains']}")
-        else:
-            cells.append(_difference(comparison, known.get(base), verdict.findings))
-    decision = variant.decision
-    done = _ACTIONS[decision.action] if decision else "as before"
-    word = _VERDICTS[verdict.outcome]
-    return Row(
-        variant.name,
-        verdict.outcome,
-        (variant.name, _size(known), _bits(known), *cells, word, done),
-        tuple(verdict.findings),
-        decision.sentence if decision else "",
+def summarise(record: RunRecord, item_seconds: Mapping[str, float] | None = None) -> Summary:
+    """The summary of a run. `item_seconds` is what the baseline took for an item, by eval (`timing`)."""
+    evals = _evals(record)
+    seconds = item_seconds or {}
+    columns = (*_ARM, *(column for found in evals for column in found.columns()))
+    rows = [*_baselines(record, evals), *(_row(variant, evals) for variant in record.variants)]
+    return Summary(
+        title=f"{record.recipe} on {record.device}",
+        table=Grid(columns, tuple(rows)).filled(),
+        sections=tuple(section(variant, seconds) for variant in record.variants),
+        outcomes={variant.name: variant.verdict.outcome for variant in record.variants},
+        notes=_notes(record, seconds),
     )
 
 
-def _difference(comparison: Comparison, measurement: Measurement | None, findings: list[Finding]) -> str:
-    """The variant's value, then its difference with the interval that decided: the gate's, where there is one."""
-    gate = next((f for f in findings if f.metric == comparison.metric and "lower" in f.numbers), None)
-    low, high = comparison.low, comparison.high
-    if gate is not None:
-        low, high = float(gate.numbers["lower"] or 0.0), float(gate.numbers["upper"] or 0.0)
-    if comparison.unit == "share":
-        interval = f" ({100 * low:+.1f}, {100 * high:+.1f})" if low is not None and high is not None else ""
-        return f"{100 * comparison.variant:.1f} %\n{100 * comparison.difference:+.1f}{interval}"
-    value = _number(measurement, bare=True) if measurement is not None else f"{comparison.variant:.4g}"
-    if comparison.unit == "ln ratio":
-        interval = f" ({math.exp(low):.3f}, {math.exp(high):.3f})" if low is not None and high is not None else ""
-        return f"{value}\n×{math.exp(comparison.difference):.3f}{interval}"
-    return f"{value}\n({low:.2g}, {high:.2g})" if low is not None and high is not None else value
+def _evals(record: RunRecord) -> list[_Eval]:
+    """Every eval that any variant was compared on, in the order measured."""
+    found: dict[str, _Eval] = {}
+    for variant in record.variants:
+        for comparison in variant.evidence.comparisons if variant.evidence else []:
+            name, _, quantity = comparison.metric.partition(".")
+            if quantity in ("accuracy", "perplexity"):
+                found.setdefault(name, _Eval(name, quantity == "perplexity"))
+    return list(found.values())
 
 
-def _number(measurement: Measurement, *, bare: bool) -> str:
-    if measurement.unit == "share":
-        text = f"{100 * measurement.value:.1f} %"
-    elif measurement.value >= 100:
-        text = f"{measurement.value:.1f}"
-    else:
-        text = f"{measurement.value:.3g}" if measurement.value < 1 else f"{measurement.value:.2f}"
-    if bare or measurement.low is None or measurement.high is None:
-        return text
-    return f"{text} ({measurement.low:.3g} to {measurement.high:.3g})"
+def _baselines(record: RunRecord, evals: list[_Eval]) -> list[tuple[str, ...]]:
+    """The baseline's row, with what most of its evals were measured for, and the row of measuring it again."""
+    known: dict[str, Measurement] = {}
+    noise: dict[str, Comparison] = {}
+    for variant in record.variants:
+        if variant.evidence is not None:
+            known |= {m.name: m for m in variant.evidence.baseline_measurements}
+            noise |= {c.metric: c for c in variant.evidence.noise}
+    if not known:
+        return []
+    cells = [cell for found in evals for cell in _own(found, known)]
+    rows = [("baseline", "", _size(known), *cells)]
+    if noise:
+        again = [cell for found in evals for cell in _compared(found, noise, [], "")]
+        rows.append(("baseline again", "", "", *again))
+    return rows
+
+
+def _own(found: _Eval, known: dict[str, Measurement]) -> tuple[str, ...]:
+    if found.text:
+        return measured(known.get(f"{found.name}.perplexity")), ""
+    accuracy = known.get(f"{found.name}.accuracy")
+    return measured(accuracy), "", str(accuracy.n) if accuracy is not None else ""
+
+
+def _row(variant: VariantRecord, evals: list[_Eval]) -> tuple[str, ...]:
+    evidence = variant.evidence
+    known = {m.name: m for m in evidence.measurements} if evidence else {}
+    comparisons = {c.metric: c for c in evidence.comparisons} if evidence else {}
+    done = _ACTIONS[variant.decision.action] if variant.decision else "as before"
+    cells: list[str] = []
+    for found in evals:
+        progressed = evidence.progressed.get(found.name) if evidence else None
+        stopped = f"▸ {progressed.stopped}" if progressed and progressed.stopped else ""
+        cells += _compared(found, comparisons, variant.verdict.findings, stopped)
+    return variant.name, f"{_VERDICTS[variant.verdict.outcome]}\n{done}", _size(known), *cells
+
+
+def _compared(
+    found: _Eval, comparisons: dict[str, Comparison], findings: list[Finding], stopped: str
+) -> tuple[str, ...]:
+    """An arm's cells of one eval: value and difference, the interval that decided below."""
+    if found.text:
+        ratio, divergence = (comparisons.get(f"{found.name}.{q}") for q in ("perplexity", "kl_divergence"))
+        value = f"{amount(ratio.variant, 'perplexity')} " if ratio else ""
+        return f"{value}{_difference(ratio, findings)}", _difference(divergence, findings)
+    accuracy = comparisons.get(f"{found.name}.accuracy")
+    if accuracy is None:
+        return "–", "", ""
+    flips = f"−{accuracy.extra['losses']} +{accuracy.extra['gains']}"
+    items = accuracy.extra.get("items", accuracy.n)
+    count = f"{accuracy.n}/{items}" if items != accuracy.n else str(items)
+    value = f"{amount(accuracy.variant, accuracy.unit)} {_difference(accuracy, findings)}"
+    return value, flips, f"{count}\n{stopped}".rstrip()
+
+
+def _difference(comparison: Comparison | None, findings: list[Finding]) -> str:
+    if comparison is None:
+        return "–"
+    return f"{change(comparison)}\n{interval(comparison.unit, *limits(comparison, findings))}".rstrip()
 
 
 def _size(known: dict[str, Measurement]) -> str:
-    size = known.get("weights.bytes")
-    return f"{size.value / 1e6:,.1f} MB" if size else "–"
+    held, bits = known.get("weights.bytes"), known.get("weights.bits_per_weight")
+    if held is None:
+        return "–"
+    return f"{size(held.value)}\n{bits.value:.1f} bits/w" if bits is not None else size(held.value)
 
 
-def _bits(known: dict[str, Measurement]) -> str:
-    bits = known.get("weights.bits_per_weight")
-    return f"{bits.value:.1f}" if bits else "–"
-
-
-def _notes(record: RunRecord) -> tuple[str, ...]:
+def _notes(record: RunRecord, seconds: Mapping[str, float]) -> tuple[str, ...]:
+    legend = (
+        "Second lines: the interval that decided; where no gate looks, one of at least 90 %. Accuracy is that of the "
+        "items answered; its difference (points) is to the baseline on the same items. flips: answers lost and gained; "
+        "×: ratio to the baseline; KL in nats; ▸: stopped early, and why."
+    )
     stages = f"{len(record.ran)} stages ran, {len(record.reused)} were done before, {record.seconds:.0f} s"
-    legend = "second lines: difference or ratio (×) to the baseline with its interval; flips: answers lost and gained"
-    return (legend, f"run {record.run}: {stages}")
+    notes = (legend, f"run {record.run}: {stages}")
+    saved = _saved(record, seconds)
+    return (*notes, saved) if saved else notes
+
+
+def _saved(record: RunRecord, seconds: Mapping[str, float]) -> str:
+    """What early stopping saved over all variants; nothing where no sample was looked at."""
+    total = left = 0
+    spared = 0.0
+    for variant in record.variants:
+        for name, progressed in variant.evidence.progressed.items() if variant.evidence else ():
+            total += progressed.items
+            if progressed.stopped is not None:
+                left += progressed.items - progressed.answered
+                spared += (progressed.items - progressed.answered) * seconds.get(name, 0.0)
+    if not any(variant.evidence and variant.evidence.spending.early for variant in record.variants) or not total:
+        return ""
+    time = f", about {duration(spared)}" if spared else ""
+    return f"early stopping saved {left:,} of {total:,} items{time}"

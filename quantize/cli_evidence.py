@@ -1,0 +1,141 @@
+"""The verbs about what was measured: report, compare, verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from quantize.cli_options import as_document, json_option, registry_option, store_option
+from quantize.errors import QuantizeError
+
+if TYPE_CHECKING:
+    from quantize.protocols import Registry
+    from quantize.store import Store
+
+__all__ = ["compare", "report", "verify"]
+
+_SHOWN_FLIPS = 10
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN", default="latest")
+@store_option
+@json_option
+@click.option("--format", "form", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
+    """Show a run again: its folder, its name, or `latest`."""
+    from quantize.report import item_seconds, markdown, print_summary, summarise
+    from quantize.run import read_record
+
+    record = read_record(_run_directory(run_name, store_path))
+    if as_json:
+        as_document(json.loads(record.model_dump_json()))
+        return
+    summary = summarise(record, item_seconds(record, _store(store_path)))
+    if form == "markdown":
+        click.echo(markdown(summary))
+    else:
+        print_summary(summary, sys.stdout)
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--eval", "eval_name", metavar="NAME", help="Only this eval; default: all that both answered.")
+@click.option(
+    "--flips",
+    type=click.IntRange(min=0),
+    default=_SHOWN_FLIPS,
+    show_default=True,
+    help="How many flipped answers to show of each eval, worst first.",
+)
+@store_option
+@registry_option
+@json_option
+def compare(
+    first: str, second: str, eval_name: str | None, flips: int, store_path: Path, uri: str | None, as_json: bool
+) -> None:
+    """Show what changed from A to B, item by item: the difference, how sure it is, and which answers flipped.
+
+    A and B are each RUN:VARIANT, a VARIANT of the latest run (also `baseline`), NAME@ALIAS or NAME@VERSION of the
+    registry; or both are a RUN, and all variants of the same name are compared.
+    """
+    from quantize.arms import Places, pairs_of
+    from quantize.comparing import compare_arms
+    from quantize.report import contrasts_document, print_contrasts
+    from quantize.run import read_record
+
+    with tempfile.TemporaryDirectory(prefix="quantize-compare-") as scratch:
+        places = Places(
+            store=_store(store_path),
+            run=lambda name: read_record(_run_directory(name, store_path)),
+            registry=lambda name: _registry(name, uri, store_path),
+            scratch=Path(scratch),
+        )
+        found = [
+            contrast
+            for one, other in pairs_of(first, second, places)
+            for contrast in compare_arms(one, other, eval_name)
+        ]
+    if as_json:
+        as_document(contrasts_document(found))
+    else:
+        print_contrasts(found, flips, sys.stdout)
+
+
+@click.command()
+@click.argument("run_name", metavar="RUN", default="latest")
+@store_option
+@json_option
+def verify(run_name: str, store_path: Path, as_json: bool) -> int:
+    """Recompute every digest of a run from bytes and every verdict from stored rows."""
+    from quantize.checking import verify_run
+
+    checks = verify_run(_run_directory(run_name, store_path), _store(store_path))
+    if as_json:
+        as_document([{"what": check.what, "problems": list(check.problems)} for check in checks])
+    else:
+        for check in checks:
+            click.echo(f"{'✗' if check.problems else '✓'} {check.what}")
+            for problem in check.problems:
+                click.echo(f"    {problem}")
+    return 1 if any(check.problems for check in checks) else 0
+
+
+def _run_directory(name: str, store: Path) -> Path:
+    from quantize.upkeep import run_directories
+
+    if (Path(name) / "run.json").is_file():
+        return Path(name)
+    runs = run_directories(_store(store))
+    if name == "latest" and runs:
+        return runs[-1]
+    for run_path in runs:
+        if run_path.name == name:
+            return run_path
+    known = ", ".join(path.name for path in runs[-5:]) or "none yet"
+    raise QuantizeError(f"there is no run {name!r} (the latest: {known}).", where=str(store / "runs"))
+
+
+def _registry(model: str, uri: str | None, store: Path) -> Registry:
+    from pydantic import ValidationError
+
+    from quantize.job import open_registry
+    from quantize.registries import Mlflow
+
+    try:
+        config = Mlflow(name=model, uri=uri)
+    except ValidationError:
+        raise click.UsageError(f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only.") from None
+    return open_registry(config, store)
+
+
+def _store(path: Path) -> Store:
+    from quantize.store import Store
+
+    return Store(path)
