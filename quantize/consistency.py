@@ -13,16 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantize.gates import GateConfig, NonInferiority
 from quantize.methods import MethodConfig
+from quantize.metrics import MetricConfig
 from quantize.problems import nearest
 
 __all__ = ["inconsistencies"]
 
 Place = tuple[str | int, ...]
 
-#: What an eval of each kind measures, as gates name it after the eval's name.
-_QUANTITIES = {"items": ("accuracy",), "lm_eval": ("accuracy",), "text": ("perplexity", "kl_divergence")}
 _METHODS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
 _GATES: TypeAdapter[Any] = TypeAdapter(GateConfig)
+_METRICS: TypeAdapter[Any] = TypeAdapter(MetricConfig)
 
 
 def inconsistencies(data: Any) -> Iterator[tuple[Place, str]]:
@@ -34,6 +34,23 @@ def inconsistencies(data: Any) -> Iterator[tuple[Place, str]]:
     yield from _variants(data)
     yield from _targets(data)
     yield from _gates(data)
+    yield from _confirmation(data)
+
+
+def _confirmation(data: Any) -> Iterator[tuple[Place, str]]:
+    name = _get(data, "confirmation")
+    known = [known for known in _names(data, "evals") if known is not None]
+    if not isinstance(name, str):
+        return
+    if name not in known:
+        yield ("confirmation",), f"{name!r} is not an eval of this recipe. {nearest(name, known)}"
+        return
+    gated = [gate for gate in (_valid(_GATES, gate) for gate in _items(data, "gates")) if gate and not gate.advisory]
+    on_it = [gate.metric.partition(".")[0] == name for gate in gated]
+    if gated and not any(on_it):
+        yield ("confirmation",), f"no gate looks at {name!r}, so it confirms nothing"
+    elif gated and all(on_it):
+        yield ("confirmation",), f"every gate looks at {name!r}: a confirmation needs another eval to pass first"
 
 
 def _repeated(data: Any, key: str, what: str) -> Iterator[tuple[Place, str]]:
@@ -45,7 +62,7 @@ def _repeated(data: Any, key: str, what: str) -> Iterator[tuple[Place, str]]:
 
 
 def _variants(data: Any) -> Iterator[tuple[Place, str]]:
-    reserved = {"baseline", *_members(_get(_get(data, "registry"), "targets"))}
+    reserved = {"baseline", "noise-floor", *_members(_get(_get(data, "registry"), "targets"))}
     for index, variant in enumerate(_items(data, "variants")):
         name = _get(variant, "name")
         if isinstance(name, str) and name in reserved:
@@ -67,7 +84,7 @@ def _targets(data: Any) -> Iterator[tuple[Place, str]]:
 
 
 def _gates(data: Any) -> Iterator[tuple[Place, str]]:
-    evals = {name: _get(item, "kind") for name, item in zip(_names(data, "evals"), _items(data, "evals"), strict=True)}
+    evals = dict(zip(_names(data, "evals"), (_valid(_METRICS, item) for item in _items(data, "evals")), strict=True))
     known = [name for name in evals if name is not None]
     read = [_valid(_GATES, gate) for gate in _items(data, "gates")]
     for index, gate in enumerate(_items(data, "gates")):
@@ -80,11 +97,12 @@ def _gates(data: Any) -> Iterator[tuple[Place, str]]:
         if name not in known:
             yield place, f"{name!r} is not an eval of this recipe. {nearest(name, known)}"
             continue
-        quantities = [f"{name}.{q}" for q in _QUANTITIES.get(str(evals[name]), ())]
+        found = evals[name]
+        quantities = [f"{name}.{q}" for q in found.quantities] if found is not None else []
         if quantities and f"{name}.{quantity}" not in quantities:
             yield place, f"the eval {name!r} measures no {quantity!r}. {nearest(f'{name}.{quantity}', quantities)}"
-        elif isinstance(read[index], NonInferiority) and quantity != "accuracy":
-            yield place, f"non-inferiority is tested on items, and {metric!r} has none. Take `kind: limit`"
+        elif isinstance(read[index], NonInferiority) and found is not None and quantity not in found.paired:
+            yield place, f"non-inferiority is tested on scores of items, and {metric!r} has none. Take `kind: limit`"
     if read and all(gate is not None and gate.advisory for gate in read):
         yield ("gates",), "every gate is advisory: nothing could ever stop a bad variant"
 

@@ -6,28 +6,51 @@ and stay in Parquet beside it, so that a verdict can be reached again from them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from quantize.record import Record
 
-__all__ = ["ITEM_ROWS", "TOKEN_ROWS", "ArmMeasurements", "Comparison", "Evidence", "Measurement"]
+__all__ = [
+    "ITEM_ROWS",
+    "TOKEN_ROWS",
+    "ArmMeasurements",
+    "Comparison",
+    "Evidence",
+    "Look",
+    "Measurement",
+    "Progressed",
+    "Spending",
+]
 
 Direction = Literal["higher", "lower"]
 
-#: Columns of `rows.parquet` of an item metric: one row per (item, filter).
+#: Columns of `rows.parquet` of an item metric: one row per (item, filter), in the order of the answers.
+#:
+#: `place` counts the items in the seeded order from 0, `look` the looks in which they were answered. `score` is in
+#: [0, 1], the mean over an item's generations. `parsed` is the share of its generations that hold an answer, `tokens`
+#: their mean length; both are null where the model only chooses.
 ITEM_ROWS: dict[str, str] = {
+    "place": "int32",
+    "look": "int32",
     "item_id": "string",
     "filter": "string",
     "prompt_sha256": "string",
     "slice": "string",
     "cluster": "string",
     "score": "double",
+    "parsed": "double",
+    "tokens": "double",
     "answer": "string",
     "target": "string",
     "prompt": "string",
 }
 
-#: Columns of `rows.parquet` of a text metric: one row per scored token position.
+#: Columns of `rows.parquet` of a text metric: one row per scored token position, in the order of the text.
+#:
+#: `nll` and `kld` are in nats, `delta_p` is the variant's probability of the token less the baseline's. The last three
+#: are null where no baseline is known.
 TOKEN_ROWS: dict[str, str] = {
     "document": "int32",
     "position": "int32",
@@ -35,6 +58,7 @@ TOKEN_ROWS: dict[str, str] = {
     "nll": "double",
     "kld": "double",
     "top1_agrees": "bool",
+    "delta_p": "double",
 }
 
 
@@ -50,14 +74,55 @@ class Measurement(Record):
     high: float | None = None
 
 
+class Spending(Record):
+    """How much of a gate's alpha a verdict may use, and where.
+
+    `attempt` k of one variant on one eval set is judged at alpha * 6 / (pi^2 k^2). Of that, the share `early` pays for
+    stopping early (0: the sample is fixed). `choices` variants compete for one target: an early pass must survive
+    Holm's correction among them. `confirmation` names the eval whose gates alone count attempts; None: all do.
+    """
+
+    attempt: Annotated[int, Field(ge=1)] = 1
+    early: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    choices: Annotated[int, Field(ge=1)] = 1
+    confirmation: str | None = None
+
+    def attempt_at(self, metric: str) -> int:
+        """The attempt that a gate on `metric` (`<eval>.<quantity>`) is judged at."""
+        counted = self.confirmation is None or metric.partition(".")[0] == self.confirmation
+        return self.attempt if counted else 1
+
+
+class Look(Record):
+    """What a gate saw after a look: `items` answered, and the confidence sequence for the mean difference."""
+
+    items: int
+    lower: float
+    upper: float
+
+
+class Progressed(Record):
+    """How far an arm came in an eval: `answered` of `items`, in `looks` looks; `stopped` says why it went no further.
+
+    `gate` is the gate that stopped it (for a pass: the last one that held out).
+    """
+
+    items: int
+    answered: int
+    looks: int
+    stopped: Literal["pass", "fail", "futile"] | None = None
+    gate: str | None = None
+
+
 class ArmMeasurements(Record):
     """What one `evaluate` stage found out about one arm on one eval.
 
     `hard_stops` are sentences about what makes the numbers worthless: non-finite logits, items without a row.
-    `dataset_digest` names the eval's bytes; arms with different ones are never compared.
+    `dataset_digest` names the eval's bytes; arms with different ones are never compared. `progressed` is None for a
+    text, which is measured whole.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     eval: str
     arm: str
     dataset_digest: str
@@ -65,13 +130,14 @@ class ArmMeasurements(Record):
     device: str
     measurements: list[Measurement]
     hard_stops: list[str]
+    progressed: Progressed | None = None
 
 
 class Comparison(Record):
     """A variant's difference from the baseline in one metric: `difference` with its interval, in the metric's unit.
 
-    `level` is the two-sided confidence level of `low` and `high`. `method` names the procedure. For ratios, the
-    difference is of logarithms.
+    `level` is the two-sided confidence level of `low` and `high`. `method` names the procedure. In the unit
+    `ln ratio` the difference is of logarithms, in `ratio` it is the ratio itself.
     """
 
     metric: str
@@ -88,9 +154,13 @@ class Comparison(Record):
 
 
 class Evidence(Record):
-    """Everything that was measured of one variant beside the baseline."""
+    """Everything that was measured of one variant beside the baseline.
 
-    version: Literal[1] = 1
+    `noise` compares the baseline with itself, measured again in other batches and another order. `progressed` tells by
+    eval how far the variant came. `notes` are what a reader must know before believing the numbers.
+    """
+
+    version: Literal[2] = 2
     variant: str
     artifact_digest: str
     baseline_digest: str
@@ -98,3 +168,7 @@ class Evidence(Record):
     baseline_measurements: list[Measurement]
     comparisons: list[Comparison]
     hard_stops: list[str]
+    noise: list[Comparison] = Field(default_factory=list)
+    progressed: dict[str, Progressed] = Field(default_factory=dict)
+    spending: Spending = Spending()
+    notes: list[str] = Field(default_factory=list)

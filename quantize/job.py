@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.artifact import ModelFacts
+from quantize.attempts import Ledger
 from quantize.device import Device, choose
-from quantize.errors import RecipeError
+from quantize.errors import RecipeError, RegistryError
 from quantize.executors import Local
 from quantize.plan import Plan, chosen_variants, make_plan
 from quantize.preflight import Estimate, Preflight, check, estimates
-from quantize.protocols import Registry
+from quantize.protocols import Registry, VersionState
 from quantize.recipe import LoadedRecipe, load
 from quantize.registries import Mlflow
 from quantize.release import release_run
@@ -73,21 +74,32 @@ def execute(
     device = choose(recipe.resources.device)
     plan = make_plan(loaded, device, only)
     store = Store(store_path)
+    registry = open_registry(recipe.registry, store.root)
     if any(store.find(stage.kind, stage.key) is None for stage in plan.stages()):
         variants = tuple(way.variant for way in plan.variants)
         preflight = check(recipe, recipe.model.facts(), device, store.root, variants)
         if preflight.problems:
             raise RecipeError([f"{path}: {problem}" for problem in preflight.problems])
-    runner = Runner(loaded, plan, store, Local(threads=recipe.resources.threads), watcher)
+    ledger = Ledger.of(store, _versions(registry, watcher))
+    runner = Runner(loaded, plan, store, Local(threads=recipe.resources.threads), watcher, ledger)
     try:
         record = runner.measure()
     finally:
         watcher.close()
     if not release:
         return record, exit_code([variant.verdict.outcome for variant in record.variants])
-    record = release_run(open_registry(recipe.registry, store.root), runner, record, report)
+    record = release_run(registry, runner, record, report)
     decided = [v.verdict.outcome for v in record.variants if v.decision is not None or v.evidence is None]
     return record, exit_code(decided)
+
+
+def _versions(registry: Registry, watcher: Watcher) -> list[VersionState]:
+    """What the registry knows of earlier attempts. It may be away now: the release looks again before it promotes."""
+    try:
+        return registry.versions()
+    except RegistryError as error:
+        watcher.note(f"the registry does not answer, so earlier attempts are known from this store alone: {error}")
+        return []
 
 
 def open_registry(config: Mlflow, store: Path) -> Registry:

@@ -1,100 +1,233 @@
 """From two arms' artifacts to evidence, and from evidence to a verdict.
 
 `collect` reads; `decide` is pure. A hard stop (non-finite logits, a failed proof, items without a row, arms that did
-not answer the same questions) is a finding of its own and outranks every number.
+not answer the same questions, calibration data that holds eval items, an instrument that disagrees with itself) is a
+finding of its own and outranks every number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantize import __version__
 from quantize.artifact import Manifest
 from quantize.errors import DataError
-from quantize.evidence import ArmMeasurements, Comparison, Evidence, Measurement
+from quantize.evidence import ArmMeasurements, Comparison, Evidence, Measurement, Progressed, Spending
+from quantize.leakage import overlaps
 from quantize.proof import Proof
 from quantize.protocols import Gate, Metric
-from quantize.record import file_sha256
+from quantize.record import Record, digest, file_sha256
 from quantize.store import MANIFEST
 from quantize.verdict import Finding, Outcome, Verdict, combine
 
-__all__ = ["Collected", "collect", "decide"]
+if TYPE_CHECKING:
+    from quantize.stats import Pairs
+
+__all__ = ["Collected", "Rules", "basis", "collect", "counted", "decide"]
+
+
+class Rules(Record):
+    """What a verdict is reached by, beside the gates themselves.
+
+    `rules_digest` covers gates and evals; `evals` is the digest of the eval set on which attempts are counted.
+    `skipped` are evals that were not run because nothing could save the variant any more.
+    """
+
+    variant: str
+    rules_digest: str
+    evals: str
+    spending: Spending
+    skipped: tuple[str, ...] = ()
+    allow_overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Evidence, what came before it, and the digests of the rows behind it."""
+    """Evidence, the paired scores and the proof behind it, and what makes it unusable.
+
+    `unusable` are sentences by kind of finding: `join`, `overlap`. `rows` are the digests of the files that were read.
+    """
 
     evidence: Evidence
+    pairs: Mapping[str, Pairs]
     proof: Proof
-    unusable: tuple[str, ...]
+    unusable: tuple[tuple[str, str], ...]
     rows: dict[str, str]
 
 
-def collect(variant: str, metrics: Sequence[Metric], inputs: dict[str, Path]) -> Collected:
-    """Gather both arms' measurements and compare their rows.
+def basis(baseline: str, evals: str, variant: str) -> str:
+    """The digest of what attempts have in common: the baseline's bytes, the eval set and the variant's name."""
+    return digest({"baseline": baseline, "evals": evals, "variant": variant})
 
-    `inputs` holds `model`, `quantized`, `proof` and, per eval, `baseline.<eval>` and `variant.<eval>`; evals that are
-    missing were not run (a failed proof stops a variant before any eval).
+
+def counted(rules: Rules, inputs: Mapping[str, Path]) -> bool:
+    """Whether this was an attempt: a variant that was stopped before it was shown the eval set is none."""
+    shown = {label.partition(".")[2] for label in inputs if label.startswith("variant.")}
+    confirmation = rules.spending.confirmation
+    return confirmation in shown if confirmation is not None else bool(shown)
+
+
+def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) -> Collected:
+    """Gather all arms' measurements and compare their rows.
+
+    `inputs` holds `model`, `quantized`, `proof` and, per eval, `baseline.<eval>`, `variant.<eval>` and, where the noise
+    floor is measured, `noise.<eval>`; `tokens` where the variant was calibrated. Evals that are missing were not run.
     """
     model = Manifest.model_validate_json((inputs["model"] / MANIFEST).read_text(encoding="utf-8"))
     quantized = Manifest.model_validate_json((inputs["quantized"] / MANIFEST).read_text(encoding="utf-8"))
     proof = Proof.model_validate_json((inputs["proof"] / "proof.json").read_text(encoding="utf-8"))
-    arms: dict[str, list[Measurement]] = {"baseline": _size(model, model), "variant": _size(quantized, model)}
-    comparisons = [_bytes(model, quantized)]
-    hard_stops: list[str] = []
-    unusable: list[str] = []
-    rows: dict[str, str] = {}
+    read = _Reading(rules, inputs)
     for metric in metrics:
-        if f"variant.{metric.name}" not in inputs:
-            continue
-        paths = {arm: inputs[f"{arm}.{metric.name}"] for arm in arms}
-        digests = set()
-        for arm, path in paths.items():
-            measured = ArmMeasurements.model_validate_json((path / "measurements.json").read_text(encoding="utf-8"))
-            arms[arm] += measured.measurements
-            digests.add(measured.dataset_digest)
-            hard_stops += [f"{metric.name}, {arm}: {stop}" for stop in measured.hard_stops]
-            rows[f"{arm}.{metric.name}"] = file_sha256(path / "rows.parquet")
-        if len(digests) > 1:
-            unusable.append(f"{metric.name}: the arms answered different eval sets. Run again.")
-            continue
-        try:
-            comparisons += metric.compare(paths["baseline"], paths["variant"])
-        except DataError as error:
-            unusable.append(f"{metric.name}: {error}")
+        if f"variant.{metric.name}" in inputs:
+            read.metric(metric)
+    read.check_overlap()
     evidence = Evidence(
-        variant=variant,
+        variant=rules.variant,
         artifact_digest=quantized.checkpoint_digest(),
         baseline_digest=model.checkpoint_digest(),
-        measurements=arms["variant"],
-        baseline_measurements=arms["baseline"],
-        comparisons=comparisons,
-        hard_stops=hard_stops,
+        measurements=_size(quantized, model) + read.measured["variant"],
+        baseline_measurements=_size(model, model) + read.measured["baseline"],
+        comparisons=[_bytes(model, quantized), *read.comparisons],
+        hard_stops=read.hard_stops,
+        noise=read.noise,
+        progressed=read.progressed,
+        spending=rules.spending,
+        notes=read.notes,
     )
-    return Collected(evidence, proof, tuple(unusable), rows)
+    return Collected(evidence, read.pairs, proof, tuple(read.unusable), read.rows)
 
 
-def decide(collected: Collected, gates: Sequence[Gate], rules_digest: str) -> Verdict:
+def decide(collected: Collected, gates: Sequence[Gate], rules: Rules) -> Verdict:
     """All findings, and the worst of them as the outcome."""
     evidence = collected.evidence
     findings = [_proven(collected.proof)]
     findings += [_stop("hard-stop", "fail", sentence) for sentence in evidence.hard_stops]
-    findings += [_stop("join", "error", sentence) for sentence in collected.unusable]
+    findings += [_stop(kind, "error", sentence) for kind, sentence in collected.unusable]
+    findings += [_stop("note", "inconclusive", sentence, advisory=True) for sentence in evidence.notes]
     if collected.proof.outcome == "pass" and not evidence.hard_stops and not collected.unusable:
-        findings += [gate.judge(evidence) for gate in gates]
+        findings += [finding for gate in gates for finding in _judged(gate, collected, rules)]
     return Verdict(
         variant=evidence.variant,
         outcome=combine(findings),
         findings=findings,
         artifact_digest=evidence.artifact_digest,
         baseline_digest=evidence.baseline_digest,
-        recipe_digest=rules_digest,
+        recipe_digest=rules.rules_digest,
         rows=collected.rows,
         program=f"quantize {__version__}",
+        attempt=rules.spending.attempt,
+        basis=basis(evidence.baseline_digest, rules.evals, evidence.variant),
     )
+
+
+class _Reading:
+    """What has been read of the evals so far."""
+
+    def __init__(self, rules: Rules, inputs: dict[str, Path]) -> None:
+        self.measured: dict[str, list[Measurement]] = {"baseline": [], "variant": []}
+        self.comparisons: list[Comparison] = []
+        self.noise: list[Comparison] = []
+        self.pairs: dict[str, Pairs] = {}
+        self.progressed: dict[str, Progressed] = {}
+        self.hard_stops: list[str] = []
+        self.notes: list[str] = []
+        self.unusable: list[tuple[str, str]] = []
+        self.rows: dict[str, str] = {}
+        self._rules = rules
+        self._inputs = inputs
+        self._asked: list[tuple[str, str]] = []
+
+    def metric(self, metric: Metric) -> None:
+        """Read all arms of one eval and compare them."""
+        paths = {
+            arm: self._inputs[f"{arm}.{metric.name}"]
+            for arm in ("baseline", "variant", "noise")
+            if f"{arm}.{metric.name}" in self._inputs
+        }
+        digests = set()
+        for arm, path in paths.items():
+            measured = ArmMeasurements.model_validate_json((path / "measurements.json").read_text(encoding="utf-8"))
+            digests.add(measured.dataset_digest)
+            self.hard_stops += [f"{metric.name}, {_ARMS[arm]}: {stop}" for stop in measured.hard_stops]
+            self.rows[f"{arm}.{metric.name}"] = file_sha256(path / "rows.parquet")
+            if arm in self.measured:
+                self.measured[arm] += measured.measurements
+            if arm == "variant" and measured.progressed is not None:
+                self.progressed[metric.name] = measured.progressed
+        if len(digests) > 1:
+            self.unusable.append(("join", f"{metric.name}: the arms answered different eval sets. Run again."))
+        elif not self.hard_stops:
+            try:
+                self._compare(metric, paths)
+            except DataError as error:
+                self.unusable.append(("join", f"{metric.name}: {error}"))
+
+    def _compare(self, metric: Metric, paths: dict[str, Path]) -> None:
+        from quantize.metrics import read_rows
+
+        early = self._rules.spending.early
+        self.comparisons += metric.compare(paths["baseline"], paths["variant"], early)
+        if "noise" in paths:
+            self.noise += metric.compare(paths["baseline"], paths["noise"], 0.0)
+        if metric.paired:
+            rows = read_rows(paths["baseline"])
+            self.pairs |= metric.pairs(rows, read_rows(paths["variant"]))
+            self._asked += [(f"{metric.name} {row['item_id']}", str(row["prompt"])) for row in rows]
+
+    def check_overlap(self) -> None:
+        """Look for eval items in what the variant was calibrated on."""
+        if "tokens" not in self._inputs:
+            return
+        seen = json.loads((self._inputs["tokens"] / "seen.json").read_text(encoding="utf-8"))
+        found = overlaps(self._asked, seen)
+        if found:
+            sentence = (
+                f"the calibration data holds {len(found)} of {len(self._asked)} eval items, {found[0]} first: "
+                f"the variant has seen the examination."
+            )
+            if self._rules.allow_overlap:
+                self.notes.append(f"{sentence} The recipe allows it.")
+            else:
+                mend = "Take them out of one of the two, or set calibration.allow_overlap: true and say so."
+                self.unusable.append(("overlap", f"{sentence} {mend}"))
+
+
+_ARMS = {"baseline": "baseline", "variant": "variant", "noise": "baseline measured again"}
+
+
+def _judged(gate: Gate, collected: Collected, rules: Rules) -> Iterator[Finding]:
+    """A gate's finding, and what the noise floor says about it."""
+    if gate.metric.partition(".")[0] in rules.skipped:
+        sentence = f"{gate.metric} was not measured: the variant had been stopped before."
+        yield _stop("skipped", "inconclusive", sentence, advisory=gate.advisory, metric=gate.metric)
+        return
+    yield gate.judge(collected.evidence, collected.pairs)
+    noise = next((c for c in collected.evidence.noise if c.metric == gate.metric), None)
+    margin = getattr(gate, "margin", None)
+    if noise is not None and margin is not None and noise.low is not None and noise.high is not None:
+        finding = _noise(gate, noise, margin / 2)
+        if finding is not None:
+            yield finding
+
+
+def _noise(gate: Gate, noise: Comparison, limit: float) -> Finding | None:
+    """An error where the baseline is shown to differ from itself by more than `limit`; a warning where it may."""
+    low, high = noise.low or 0.0, noise.high or 0.0
+    if -limit < low and high < limit:
+        return None
+    measured = (
+        f"{gate.metric} of the baseline, measured twice, differs from itself by {100 * noise.difference:+.1f} points "
+        f"({100 * low:+.1f} to {100 * high:+.1f}, {noise.extra['losses']} lost, {noise.extra['gains']} gained)"
+    )
+    if high < -limit or low > limit:
+        sentence = f"{measured}: the instrument is too noisy to judge a margin of {200 * limit:g} points."
+        return _stop("noise", "error", sentence, metric=gate.metric, advisory=gate.advisory)
+    sentence = f"{measured}: a noise of half the margin is not excluded."
+    return _stop("noise", "inconclusive", sentence, metric=gate.metric, advisory=True)
 
 
 def _proven(proof: Proof) -> Finding:
@@ -108,8 +241,16 @@ def _proven(proof: Proof) -> Finding:
     )
 
 
-def _stop(kind: str, outcome: Outcome, sentence: str) -> Finding:
-    return Finding(gate=kind, kind=kind, metric=kind, outcome=outcome, sentence=sentence, numbers={})
+def _stop(kind: str, outcome: Outcome, sentence: str, *, advisory: bool = False, metric: str | None = None) -> Finding:
+    return Finding(
+        gate=kind,
+        kind=kind,
+        metric=metric or kind,
+        outcome=outcome,
+        sentence=sentence,
+        numbers={},
+        advisory=advisory,
+    )
 
 
 def _parameters(model: Manifest) -> int | None:

@@ -7,19 +7,26 @@ it. Paths, the executor and log levels are not part of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 from quantize.device import Device
 from quantize.errors import MissingDependency, UsageError
+from quantize.evidence import Spending
+from quantize.gates import NonInferiority
+from quantize.judgement import Rules
 from quantize.protocols import Metric
 from quantize.recipe import LoadedRecipe, Recipe, Variant
 from quantize.record import digest
 from quantize.stages import STAGES
+from quantize.stopping import blocking
 
-__all__ = ["Plan", "Stage", "VariantPlan", "chosen_variants", "make_plan"]
+__all__ = ["BASELINE", "NOISE", "Measured", "Plan", "Stage", "VariantPlan", "chosen_variants", "make_plan"]
+
+#: The arms that are no variant: the model as given, and once more in other batches and another order.
+BASELINE, NOISE = "baseline", "noise-floor"
 
 _EVALUATION_LIBRARIES = ("lm_eval", "datasets")
 
@@ -44,53 +51,66 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How a variant is measured and judged at one attempt.
+
+    `judges[k]` judges after the first k evals; `judges[0]` on the proof alone, for a variant whose proof failed.
+    """
+
+    evaluate: dict[str, Stage]
+    judges: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """The way of one variant. `refuse` judges on the proof alone, for a variant whose proof failed."""
+    """The way of one variant. How it is measured depends on how often it was tried before: `measured(attempt)`."""
 
     variant: Variant
     quantize: Stage
     prove: Stage
-    evaluate: dict[str, Stage]
-    judge: Stage
-    refuse: Stage
+    measured: Callable[[int], Measured]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All stages of a recipe, in an order that may be run as it stands."""
+    """All stages of a recipe, in an order that may be run as it stands. `noise` measures the baseline once more.
+
+    `counted` is the digest of the eval set on which attempts are counted.
+    """
 
     recipe: Recipe
     device: Device
     fetch: Stage
     calibrate: Stage | None
     baseline: dict[str, Stage]
+    noise: dict[str, Stage]
     variants: tuple[VariantPlan, ...]
+    counted: str
 
-    def stages(self) -> Iterator[Stage]:
-        """Every stage that a run without failures passes through, dependencies first."""
+    def stages(self, attempts: Mapping[str, int] | None = None) -> Iterator[Stage]:
+        """Every stage that a run without failures passes through, dependencies first. `attempts` by variant."""
         yield self.fetch
         if self.calibrate is not None:
             yield self.calibrate
         yield from self.baseline.values()
+        yield from self.noise.values()
         for way in self.variants:
+            measured = way.measured((attempts or {}).get(way.variant.name, 1))
             yield way.quantize
             yield way.prove
-            yield from way.evaluate.values()
-            yield way.judge
-
-    def keys(self) -> set[str]:
-        """The keys that this recipe needs kept."""
-        return {stage.key for stage in self.stages()} | {way.refuse.key for way in self.variants}
+            yield from measured.evaluate.values()
+            yield measured.judges[-1]
 
 
 def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) -> Plan:
     """Plan a recipe for a device. `only` names the variants to plan (empty: all). Asks the source who it is."""
     recipe = loaded.recipe
     chosen = chosen_variants(recipe, only)
-    make = _Maker(recipe, device)
     identity = recipe.model.identity()
     # A branch may move between the plan and the fetch; the worker is given the commit that the key was made from.
     source = recipe.model.model_copy(update={"revision": identity["commit"]}) if "commit" in identity else recipe.model
+    identities = {metric.name: metric.identity() for metric in recipe.ordered_evals()}
+    make = _Maker(recipe, device, identities)
     fetch = make.stage("fetch", "", {"source": source}, identity, {}, ("safetensors",), False)
     calibrate = None
     if recipe.calibration is not None and any(variant.method.calibrated for variant in chosen):
@@ -102,13 +122,15 @@ def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) 
             {"model": fetch},
             ("torch", "transformers"),
         )
-    identities = {metric.name: metric.identity() for metric in recipe.evals}
-    baseline = {
-        metric.name: make.evaluate(metric, identities[metric.name], "baseline", {"model": fetch})
-        for metric in recipe.evals
+    evals = recipe.ordered_evals()
+    baseline = {metric.name: make.evaluate(metric, BASELINE, {"model": fetch}) for metric in evals}
+    noise = {
+        metric.name: make.evaluate(metric, NOISE, {"model": fetch, "reference": baseline[metric.name]})
+        for metric in evals
+        if recipe.noise_floor
     }
-    variants = tuple(make.variant(variant, fetch, calibrate, baseline, identities) for variant in chosen)
-    return Plan(recipe, device, fetch, calibrate, baseline, variants)
+    variants = tuple(make.variant(variant, fetch, calibrate, baseline, noise) for variant in chosen)
+    return Plan(recipe, device, fetch, calibrate, baseline, noise, variants, make.counted())
 
 
 def chosen_variants(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
@@ -122,10 +144,21 @@ def chosen_variants(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Makes stages; holds what all of them share."""
+    """Makes stages; holds what all of them share. `identities` are the evals', by name."""
 
     recipe: Recipe
     device: Device
+    identities: dict[str, Any]
+
+    def counted(self) -> str:
+        """The digest of the evals on which attempts count: the confirmation, or all that a blocking test looks at."""
+        tested = {
+            gate.metric.partition(".")[0]
+            for gate in self.recipe.gates
+            if isinstance(gate, NonInferiority) and not gate.advisory
+        }
+        names = {self.recipe.confirmation} if self.recipe.confirmation else tested
+        return digest({name: self.identities[name] for name in sorted(names)})
 
     def stage(
         self,
@@ -139,11 +172,23 @@ class _Maker:
     ) -> Stage:
         """Key and build one stage. `identity` replaces `config` in the key: it has digests where config has paths."""
         plain = {key: _dump(value) for key, value in config.items()}
-        version = STAGES[kind].version
-        key = digest(
+        key = self._key(kind, identity, inputs, libraries, on_device=on_device)
+        device = self.device.kind if on_device else "cpu"
+        return Stage(kind, name, key, STAGES[kind].version, plain, inputs, libraries, device)
+
+    def _key(
+        self,
+        kind: str,
+        identity: dict[str, Any],
+        inputs: dict[str, Stage],
+        libraries: tuple[str, ...],
+        *,
+        on_device: bool,
+    ) -> str:
+        return digest(
             {
                 "kind": kind,
-                "version": version,
+                "version": STAGES[kind].version,
                 "identity": identity,
                 "inputs": {label: stage.key for label, stage in inputs.items()},
                 "libraries": {library: _version(library) for library in libraries},
@@ -151,19 +196,39 @@ class _Maker:
                 "threads": self.recipe.resources.threads if on_device else None,
             }
         )
-        return Stage(kind, name, key, version, plain, inputs, libraries, self.device.kind if on_device else "cpu")
 
-    def evaluate(self, metric: Metric, identity: dict[str, Any], arm: str, inputs: dict[str, Stage]) -> Stage:
-        """The stage in which one arm answers one eval."""
-        engine = self.recipe.engine
-        return self.stage(
-            "evaluate",
-            f"{arm} {metric.name}",
-            {"metric": metric, "engine": engine, "arm": arm, "identity": digest(identity)},
-            {"metric": identity, "engine": _dump(engine), "arm": arm},
-            inputs,
-            (*engine.libraries, *_EVALUATION_LIBRARIES),
-        )
+    def evaluate(self, metric: Metric, arm: str, inputs: dict[str, Stage], spending: Spending | None = None) -> Stage:
+        """The stage in which one arm answers one eval. With `spending`, it stops when the gates are certain.
+
+        The parts that it keeps are keyed without the gates: a changed margin starts from what was answered.
+        """
+        noise = arm == NOISE
+        engine = self.recipe.engine.in_other_batches() if noise else self.recipe.engine
+        identity = self.identities[metric.name]
+        asked = {
+            "metric": identity,
+            "engine": _dump(engine),
+            "arm": arm,
+            "seed": self.recipe.seed + noise,
+            "look": self.recipe.early_stopping.look,
+        }
+        tested = spending is not None and spending.early > 0 and metric.paired
+        gates = blocking(self.recipe.gates, metric) if tested else []
+        rules = {"gates": _dump(gates), "spending": _dump(spending)} if gates else None
+        libraries = (*engine.libraries, *_EVALUATION_LIBRARIES)
+        config = {
+            "metric": metric,
+            "engine": engine,
+            "arm": arm,
+            "identity": digest(identity),
+            "seed": asked["seed"],
+            "look": asked["look"],
+            "gates": gates,
+            "spending": spending,
+            "parts": self._key("evaluate", asked, inputs, libraries, on_device=True),
+        }
+        name = f"{arm} {metric.name}"
+        return self.stage("evaluate", name, config, {**asked, "rules": rules}, inputs, libraries)
 
     def variant(
         self,
@@ -171,7 +236,7 @@ class _Maker:
         fetch: Stage,
         calibrate: Stage | None,
         baseline: dict[str, Stage],
-        identities: dict[str, Any],
+        noise: dict[str, Stage],
     ) -> VariantPlan:
         """All stages of one variant."""
         config = {
@@ -193,37 +258,44 @@ class _Maker:
             {"model": fetch, "quantized": quantize},
             engine.libraries,
         )
-        evaluate = {}
-        for metric in self.recipe.evals:
-            reads = {"model": fetch, "quantized": quantize, "proof": prove}
-            if metric.needs_reference:
-                reads["reference"] = baseline[metric.name]
-            evaluate[metric.name] = self.evaluate(metric, identities[metric.name], variant.name, reads)
-        measured = {f"baseline.{name}": stage for name, stage in baseline.items()}
-        measured |= {f"variant.{name}": stage for name, stage in evaluate.items()}
-        reached = {"model": fetch, "quantized": quantize, "proof": prove}
-        return VariantPlan(
-            variant,
-            quantize,
-            prove,
-            evaluate,
-            self._judge(variant, identities, {**reached, **measured}),
-            self._judge(variant, identities, reached),
-        )
+        reached = {**inputs, "quantized": quantize, "proof": prove}
 
-    def _judge(self, variant: Variant, identities: dict[str, Any], inputs: dict[str, Stage]) -> Stage:
-        rules = {
-            "variant": variant.name,
-            "gates": [_dump(gate) for gate in self.recipe.gates],
-            "evals": identities,
-        }
-        config = {
-            "variant": variant.name,
-            "gates": list(self.recipe.gates),
-            "evals": list(self.recipe.evals),
-            "rules_digest": digest(rules),
-        }
-        return self.stage("judge", variant.name, config, rules, inputs, ("scipy",), on_device=False)
+        def measured(attempt: int) -> Measured:
+            spending = self.recipe.spending(variant.name, attempt)
+            reads = {"model": fetch, "quantized": quantize, "proof": prove}
+            evaluate = {
+                metric.name: self.evaluate(
+                    metric, variant.name, {**reads, "reference": baseline[metric.name]}, spending
+                )
+                for metric in self.recipe.ordered_evals()
+            }
+            judges = []
+            for count in range(len(evaluate) + 1):
+                arms: dict[str, Stage] = {}
+                for name in list(evaluate)[:count]:
+                    arms |= {f"baseline.{name}": baseline[name], f"variant.{name}": evaluate[name]}
+                    arms |= {f"noise.{name}": noise[name]} if name in noise else {}
+                judges.append(self._judge(variant, spending, {**reached, **arms}, tuple(list(evaluate)[count:])))
+            return Measured(evaluate, tuple(judges))
+
+        return VariantPlan(variant, quantize, prove, measured)
+
+    def _judge(self, variant: Variant, spending: Spending, inputs: dict[str, Stage], skipped: tuple[str, ...]) -> Stage:
+        gates = [_dump(gate) for gate in self.recipe.gates]
+        # The recipe's rules alone, whatever was skipped and however often it was tried.
+        digest_of_rules = digest({"variant": variant.name, "gates": gates, "evals": self.identities})
+        calibration = self.recipe.calibration
+        rules = Rules(
+            variant=variant.name,
+            rules_digest=digest_of_rules,
+            evals=self.counted(),
+            spending=spending,
+            skipped=skipped,
+            allow_overlap=calibration is not None and calibration.allow_overlap,
+        )
+        config = {"rules": rules, "gates": list(self.recipe.gates), "evals": self.recipe.ordered_evals()}
+        identity = {"rules": _dump(rules), "gates": gates, "evals": self.identities}
+        return self.stage("judge", variant.name, config, identity, inputs, ("scipy",), on_device=False)
 
 
 def _dump(value: Any) -> Any:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.artifact import ModelFacts
+from quantize.attempts import Ledger
 from quantize.device import Device
 from quantize.gates import GateConfig, NonInferiority
-from quantize.metrics import Items
-from quantize.metrics._items_file import load_items
+from quantize.judgement import basis
+from quantize.leakage import overlaps, seen_hashes
 from quantize.plan import Plan, Stage
 from quantize.protocols import Metric
 from quantize.recipe import Recipe, Variant
@@ -72,6 +73,7 @@ def check(recipe: Recipe, facts: ModelFacts, device: Device, store: Path, varian
             few = _too_few(recipe, gate)
             problems += few
             notes += [] if few else _power(recipe, gate)
+    problems += _overlap(recipe, variants)
     problems += _store_problems(store, sum(_disk(variant, facts) or 0 for variant in variants))
     memory = _memory(facts, device)
     if memory is not None and device.memory is not None and memory > device.memory:
@@ -82,10 +84,10 @@ def check(recipe: Recipe, facts: ModelFacts, device: Device, store: Path, varian
 
 
 def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
-    """The cost of every stage of a plan."""
+    """The cost of every stage of a plan, each variant at the attempt that it would be."""
     seen = {(m.kind, m.name): m.provenance.seconds for _, m in store.manifests()}
     found = []
-    for stage in plan.stages():
+    for stage in plan.stages(_attempts(plan, store)):
         cached = store.find(stage.kind, stage.key) is not None
         measured = seen.get((stage.kind, stage.name))
         seconds = measured if measured is not None else _seconds(stage, plan, facts)
@@ -94,6 +96,19 @@ def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
         if stage.kind == "quantize":
             disk = _disk(next(way.variant for way in plan.variants if way.quantize is stage), facts)
         found.append(Estimate(stage, cached, memory, disk, seconds, measured is not None))
+    return found
+
+
+def _attempts(plan: Plan, store: Store) -> dict[str, int]:
+    """The attempt of each variant whose artifact is there already; the others would be the next one."""
+    ledger = Ledger.of(store, ())
+    baseline = store.find("fetch", plan.fetch.key)
+    found = {}
+    for way in plan.variants:
+        made = store.find("quantize", way.quantize.key)
+        digest = made.checkpoint_digest() if made is not None else ""
+        ground = basis(baseline.checkpoint_digest() if baseline is not None else "", plan.counted, way.variant.name)
+        found[way.variant.name] = ledger.attempt(ground, digest)
     return found
 
 
@@ -114,37 +129,49 @@ def _parts(recipe: Recipe, gate: GateConfig) -> tuple[Metric, str]:
     return next(metric for metric in recipe.evals if metric.name == name), gate.metric.partition("/")[2]
 
 
-def _items(recipe: Recipe, gate: NonInferiority) -> int:
-    """How many items the gate's metric has, or its slice; 0 where only the running task knows."""
-    metric, slice_name = _parts(recipe, gate)
-    return metric.items(slice_name or None)
-
-
 def _no_slice(recipe: Recipe, gate: GateConfig) -> list[str]:
     """One sentence where the gate looks at a slice that no item is in."""
     metric, slice_name = _parts(recipe, gate)
-    if "/" not in gate.metric or (slice_name and metric.items(slice_name)):
+    known = metric.slices()
+    if "/" not in gate.metric or slice_name in known or (slice_name and not metric.cluster_sizes()):
         return []
-    found = sorted({item.slice for item in load_items(metric.path) if item.slice}) if isinstance(metric, Items) else []
-    known = f"it has {', '.join(found)}" if found else "it has no slices"
-    return [f"gates {gate.metric}: the eval {metric.name!r} has no slice {slice_name!r}: {known}"]
+    listed = f"it has {', '.join(known)}" if known else "it has no slices"
+    return [f"gates {gate.metric}: the eval {metric.name!r} has no slice {slice_name!r}: {listed}"]
+
+
+def _spent(recipe: Recipe, gate: NonInferiority) -> float:
+    """The alpha that the gate's last test has at a first attempt."""
+    from quantize.stats import spent_alpha
+
+    return spent_alpha(gate.alpha, 1, recipe.early_stopping.share if recipe.early_stopping.enabled else 0.0)
 
 
 def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
-    from quantize.stats import least_items
+    """One sentence where the gate could not pass even if no answer changed, at the alpha that is left for its test."""
+    from quantize.stats import least_clusters, least_items
 
-    items = _items(recipe, gate)
-    least = least_items(gate.margin, gate.alpha) if items else 0
-    if items >= least:
+    metric, slice_name = _parts(recipe, gate)
+    sizes = metric.cluster_sizes(slice_name or None)
+    if not sizes:
+        return []
+    mean, largest = sum(sizes) / len(sizes), max(sizes)
+    alpha = _spent(recipe, gate)
+    what = "items" if largest == 1 else f"clusters ({sum(sizes)} items, {largest} in the largest)"
+
+    def least(margin: float) -> int:
+        return least_items(margin, alpha) if largest == 1 else least_clusters(margin, alpha, mean, largest)
+
+    if len(sizes) >= least(gate.margin):
         return []
     # The closed form is a lower bound; the exact test may ask for a little more.
-    points = math.ceil(1000 * (1 - gate.alpha ** (1 / items)))
-    while points < 1000 and least_items(points / 1000, gate.alpha) > items:
+    points = math.ceil(1000 * (1 - alpha ** (1 / len(sizes))))
+    while points < 1000 and least(points / 1000) > len(sizes):
         points += 1
     mend = f", or raise the margin to {points / 10:.1f} points" if points < 1000 else ""
     problem = (
-        f"gates {gate.metric}: {items} items cannot show a loss below {100 * gate.margin:g} points even if no answer "
-        f"changes: at least {least} are needed. Add items{mend}"
+        f"gates {gate.metric}: {len(sizes)} {what} cannot show a loss below {100 * gate.margin:g} points even if no "
+        f"answer changes: at least {least(gate.margin)} are needed at the alpha of {alpha:.3f} that is left after "
+        f"early stopping and the allowance for further attempts. Add {'items' if largest == 1 else 'clusters'}{mend}"
     )
     return [problem]
 
@@ -152,11 +179,38 @@ def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
 def _power(recipe: Recipe, gate: NonInferiority) -> list[str]:
     from quantize.stats import planning_table
 
-    items = _items(recipe, gate)
-    if not items:
+    metric, slice_name = _parts(recipe, gate)
+    sizes = metric.cluster_sizes(slice_name or None)
+    if not sizes:
         return []
-    table = ", ".join(f"{row.items} at {100 * row.flip_rate:g} %" for row in planning_table(gate.margin, gate.alpha))
-    return [f"{gate.metric}: {items} items; for 90 % power at no true difference and this share of flips: {table}"]
+    alpha = _spent(recipe, gate)
+    table = ", ".join(f"{row.items} at {100 * row.flip_rate:g} %" for row in planning_table(gate.margin, alpha))
+    grouped = f" in {len(sizes)} clusters (the table is for unclustered ones)" if max(sizes) > 1 else ""
+    note = (
+        f"{gate.metric}: {sum(sizes)} items{grouped}; for 90 % power at no true difference, alpha {alpha:.3f} and this "
+        f"share of flips: {table}"
+    )
+    return [note]
+
+
+def _overlap(recipe: Recipe, variants: tuple[Variant, ...]) -> list[str]:
+    """One sentence an eval whose texts are in the calibration data."""
+    calibration = recipe.calibration
+    calibrated = any(variant.method.calibrated for variant in variants)
+    if calibration is None or calibration.allow_overlap or not calibrated:
+        return []
+    seen = seen_hashes(calibration.texts())
+    problems = []
+    for metric in recipe.evals:
+        asked = [(str(number), text) for number, text in enumerate(metric.texts(), 1)]
+        found = overlaps(asked, seen)
+        if found:
+            problems.append(
+                f"calibration: its data holds {len(found)} of the {len(asked)} texts of the eval {metric.name!r}, "
+                f"number {found[0]} first: the variant would have seen the examination. Take them out of one of the "
+                "two, or set calibration.allow_overlap: true"
+            )
+    return problems
 
 
 def _memory(facts: ModelFacts, device: Device) -> float | None:
@@ -189,5 +243,6 @@ def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
         return 3 * forward * tokens / rate + 4.0 * facts.parameters * (facts.hidden_size or 4096) / rate + 10
     if stage.kind == "evaluate":
         metric: Metric = next(m for m in plan.recipe.evals if m.name == stage.config["metric"]["name"])
-        return forward * metric.items(None) * _TOKENS_PER_ITEM / rate + 10 if metric.items(None) else None
+        items = sum(metric.cluster_sizes())
+        return forward * items * _TOKENS_PER_ITEM / rate + 10 if items else None
     return 10.0 if stage.kind in ("quantize", "prove") else None

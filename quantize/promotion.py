@@ -9,7 +9,8 @@ What happened is written into the versions' own tags (`event.<time>`), because v
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -128,9 +129,16 @@ def move_champion(registry: Registry, variant: str, version: str, tags: dict[str
 
 
 def point_targets(
-    registry: Registry, targets: Mapping[str, TargetRule], promoted: set[str]
+    registry: Registry,
+    targets: Mapping[str, TargetRule],
+    promoted: set[str],
+    may_replace: Callable[[VersionState, VersionState], bool],
 ) -> dict[str, tuple[str | None, str]]:
     """Point each target at the best champion of its variants; returns the moves, (before, after) by alias.
+
+    The best is chosen among the champions whose verdicts survive Holm's correction for the variants that compete
+    (`ratio`, the greatest p over alpha of a verdict's gates), and takes over only if `may_replace(it, current one)`;
+    else the next best is asked.
 
     Only targets that draw from a variant in `promoted`, or that do not exist yet, are looked at: what an operator
     rolled back or set by hand stays until something new passes. With nothing that passed, a new target serves the
@@ -146,8 +154,14 @@ def point_targets(
         fit = [v for v in versions if v.variant in rule.from_ and v.variant in v.aliases and v.state == "promoted"]
         if not fit and current is not None:
             continue
-        best = min(fit, key=lambda v: _rank(v, rule.prefer)).version if fit else versions[0].version
-        if best == current:
+        fit = _surviving(fit, len(rule.from_))
+        if not fit and current is not None:
+            continue
+        serving = next((v for v in versions if v.version == current), versions[0])
+        ranked = sorted(fit, key=lambda v: _rank(v, rule.prefer)) or [versions[0]]
+        able = (v for v in ranked if v is serving or serving is versions[0] or may_replace(v, serving))
+        best = next((v.version for v in able), current)
+        if best is None or best == current:
             continue
         before = current or versions[0].version
         if before != best:
@@ -157,6 +171,15 @@ def point_targets(
         faults.point("release.target")
         moved[target] = (current, best)
     return moved
+
+
+def _surviving(champions: list[VersionState], rivals: int) -> list[VersionState]:
+    """The champions whose verdict also holds as one of `rivals`; a variant that has none counts as not passed."""
+    from quantize.stats import holm
+
+    ratios = [float(version.tags.get("ratio") or "nan") for version in champions]
+    missing = [math.nan] * (rivals - len(champions))
+    return [version for version, held in zip(champions, holm(ratios + missing), strict=False) if held]
 
 
 def _same(one: Event, other: Event) -> bool:

@@ -8,8 +8,8 @@ packages never import each other: what one needs from another is handed to it by
     Calibrator the baseline                 -> token ids
     Method     checkpoint + token ids       -> a quantized checkpoint
     Engine     checkpoint                   -> a session that answers
-    Metric     session                      -> rows and measurements; two arms' rows -> comparisons
-    Gate       evidence                     -> finding
+    Metric     session, look by look        -> rows and measurements; two arms' rows -> pairs and comparisons
+    Gate       evidence and pairs           -> finding
     Executor   stage                        -> a process that commits it
     Registry   decisions                    -> versions and aliases that consumers load
 
@@ -18,43 +18,58 @@ Token ids are int64, logits float32. "Checkpoint" is a Hugging Face directory wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from quantize.artifact import ModelFacts
-from quantize.evidence import ArmMeasurements, Comparison, Evidence
+from quantize.evidence import ArmMeasurements, Comparison, Evidence, Spending
+from quantize.handed import (
+    EvaluateJob,
+    HeadParameters,
+    Parts,
+    Progress,
+    QuantizeJob,
+    Row,
+    Session,
+    StageSpec,
+    Stop,
+)
 from quantize.scheme import Scheme
 from quantize.verdict import Decision, Finding
 
 if TYPE_CHECKING:
     import torch
 
+    from quantize.stats.pairs import Pairs
+
 __all__ = [
     "MANIFEST_FILE",
     "Calibrator",
     "Engine",
+    "EvaluateJob",
     "Executor",
     "Gate",
     "HeadParameters",
     "Method",
     "Metric",
+    "Parts",
     "Progress",
     "QuantizeJob",
     "Registry",
+    "Row",
     "Session",
     "Source",
     "StageSpec",
+    "Stop",
     "TargetRule",
+    "Trade",
     "VersionState",
 ]
 
 #: The list of a version's files with their sha256, logged beside them.
 MANIFEST_FILE = "quantize-manifest.json"
-
-#: Called with (what is going on, done, total); total None where it is not known.
-Progress = Callable[[str, float, float | None], None]
 
 
 class Source(Protocol):
@@ -82,32 +97,22 @@ class Calibrator(Protocol):
     @property
     def kind(self) -> str: ...
 
+    @property
+    def allow_overlap(self) -> bool:
+        """True where the recipe says that eval items may be among the texts."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What goes into the key: the config and the digests of the files it reads."""
+        ...
+
+    def texts(self) -> list[str]:
+        """The documents that tokens are drawn from; empty where the model writes them itself."""
         ...
 
     def tokens(self, checkpoint: Path, device: str, progress: Progress) -> "torch.Tensor":
         """Int64 token ids of shape (samples, tokens), every row full: no padding."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeJob:
-    """What a method is given. `tokens` (samples, tokens) is None for methods that need no calibration.
-
-    The method calls `witness(model)` once with the quantized model in memory, before it is saved: the witness writes
-    down the next-token distributions that `prove` compares the reloaded checkpoint with.
-    """
-
-    checkpoint: Path
-    out: Path
-    scheme: Scheme
-    ignore: tuple[str, ...]
-    tokens: "torch.Tensor | None"
-    device: str
-    seed: int
-    witness: Callable[[Any], None]
-    progress: Progress
 
 
 class Method(Protocol):
@@ -140,56 +145,6 @@ class Method(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class HeadParameters:
-    """How final hidden states become logits: cap * tanh((multiply * (weight @ hidden + bias)) / cap).
-
-    `weights` and `biases` are tensor names under which a checkpoint may hold the matrix, the likeliest first (a tied
-    head is stored under the embedding's name); `cap` None means no soft cap; `dtype` is the one that computes.
-    """
-
-    weights: tuple[str, ...]
-    biases: tuple[str, ...]
-    multiply: float
-    cap: float | None
-    dtype: str
-
-
-class Session(Protocol):
-    """A loaded artifact. Close it to give the memory back."""
-
-    @property
-    def device(self) -> str:
-        """Device class and name, as recorded with the measurements."""
-        ...
-
-    def lm(self) -> Any:
-        """The artifact as a `lm_eval.api.model.LM`."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text` without special tokens."""
-        ...
-
-    def logits(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """Float32 next-token logits (rows, tokens, vocabulary) for ids (rows, tokens)."""
-        ...
-
-    def hidden(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """Float32 final hidden states (rows, tokens, hidden): what the output head is given, after the last norm."""
-        ...
-
-    def head(self, hidden: "torch.Tensor") -> "torch.Tensor":
-        """Float32 logits from final hidden states, logit scale and soft cap applied."""
-        ...
-
-    def head_parameters(self) -> HeadParameters:
-        """What is needed to apply this head again without the model."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class Engine(Protocol):
     """What runs an artifact."""
 
@@ -205,6 +160,10 @@ class Engine(Protocol):
         """Load `checkpoint` on `device` (`cpu`, `cuda`, `cuda:1`). Raises QuantizeError when it does not load."""
         ...
 
+    def in_other_batches(self) -> "Engine":
+        """The same engine with another batch size: what it answers differently is noise."""
+        ...
+
 
 class Metric(Protocol):
     """One eval: measures an arm, then compares two arms' rows."""
@@ -216,30 +175,44 @@ class Metric(Protocol):
     def name(self) -> str: ...
 
     @property
-    def needs_reference(self) -> bool:
-        """True where a variant's measurement reads the baseline's `evaluate` artifact and head."""
+    def quantities(self) -> tuple[str, ...]:
+        """What it measures, as gates name it after the eval's name."""
+        ...
+
+    @property
+    def paired(self) -> tuple[str, ...]:
+        """Those quantities that are bounded scores of items, which non-inferiority can be tested on."""
         ...
 
     def identity(self) -> dict[str, Any]:
         """What goes into the key: the config and the digests of the files it reads. Raises DataError for bad ones."""
         ...
 
-    def items(self, slice_name: str | None = None) -> int:
-        """How many items one arm answers, in all or of one slice; 0 where only the running task knows."""
+    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
+        """Items in each cluster of all items or of one slice; empty where only the running task knows."""
         ...
 
-    def measure(
-        self, session: Session, arm: str, out: Path, reference: Path | None, baseline: Path | None, progress: Progress
-    ) -> ArmMeasurements:
-        """Answer every item, write `rows.parquet` into `out`, return the measurements.
+    def slices(self) -> tuple[str, ...]:
+        """The slices that the items name."""
+        ...
 
-        `reference` is the baseline's own `evaluate` artifact of this metric (None for the baseline itself), `baseline`
-        the baseline's checkpoint directory.
+    def texts(self) -> list[str]:
+        """What the model is asked, as far as it is known before running: for the check against calibration data."""
+        ...
+
+    def measure(self, job: EvaluateJob) -> ArmMeasurements:
+        """Answer the items, write `rows.parquet` into `job.out`, return the measurements."""
+        ...
+
+    def pairs(self, baseline: list[Row], variant: list[Row]) -> "dict[str, Pairs]":
+        """The paired scores by metric name, slices too; empty for a text. Raises DataError naming the first mismatch.
+
+        The variant may have answered only the first looks; what it did not answer is known from the baseline's rows.
         """
         ...
 
-    def compare(self, baseline: Path, variant: Path) -> list[Comparison]:
-        """Join two `evaluate` artifacts on item ids and compare. Raises DataError naming the first mismatch."""
+    def compare(self, baseline: Path, variant: Path, early: float) -> list[Comparison]:
+        """Join two `evaluate` artifacts and compare. `early` is the share of alpha that stopping early has used."""
         ...
 
 
@@ -254,25 +227,16 @@ class Gate(Protocol):
         """`<eval>.<quantity>`, as comparisons name it."""
         ...
 
-    def judge(self, evidence: Evidence) -> Finding: ...
+    @property
+    def advisory(self) -> bool:
+        """True where its finding never blocks."""
+        ...
 
+    def judge(self, evidence: Evidence, pairs: "Mapping[str, Pairs]") -> Finding: ...
 
-@dataclass(frozen=True, slots=True)
-class StageSpec:
-    """One stage as an executor gets it. `inputs` maps input names to committed artifact directories.
-
-    `libraries` are the distributions whose versions are written into the manifest.
-    """
-
-    kind: str
-    name: str
-    key: str
-    version: int
-    config: dict[str, Any]
-    inputs: dict[str, Path]
-    input_keys: dict[str, str]
-    libraries: tuple[str, ...]
-    device: str
+    def look(self, pairs: "Pairs | None", spending: Spending) -> Literal["pass", "fail", "futile"] | None:
+        """What is already certain of a sample that is still growing; None where more items are needed to say."""
+        ...
 
 
 class Executor(Protocol):
@@ -316,6 +280,16 @@ class TargetRule(Protocol):
         ...
 
 
+class Trade(Protocol):
+    """A candidate that is smaller by the share `smaller_by` may be worse than the champion by up to `margin`."""
+
+    @property
+    def smaller_by(self) -> float: ...
+
+    @property
+    def margin(self) -> float: ...
+
+
 class Registry(Protocol):
     """Versions, aliases and the record of runs: primitives only; `release.py` decides what to do with them."""
 
@@ -328,6 +302,11 @@ class Registry(Protocol):
     @property
     def targets(self) -> Mapping[str, TargetRule]:
         """Deployment targets by alias."""
+        ...
+
+    @property
+    def trade(self) -> "Trade | None":
+        """How much quality a smaller candidate may cost the champion that it replaces; None: no more than a gate."""
         ...
 
     def versions(self) -> list[VersionState]:
@@ -366,6 +345,10 @@ class Registry(Protocol):
 
     def end_run(self, run_id: str, status: str) -> None:
         """Close a run: `FINISHED` or `FAILED`."""
+        ...
+
+    def fetch(self, run_id: str, path: str, out: Path) -> Path:
+        """Fetch one logged file of a run into the folder `out`; returns where it lies. Raises RegistryError."""
         ...
 
     def download(self, version: str, out: Path) -> None:

@@ -21,6 +21,7 @@ from quantize.calibrators import CalibratorConfig
 from quantize.consistency import inconsistencies
 from quantize.engines import EngineConfig, Transformers
 from quantize.errors import RecipeError
+from quantize.evidence import Spending
 from quantize.gates import GateConfig
 from quantize.methods import MethodConfig
 from quantize.metrics import MetricConfig
@@ -30,7 +31,7 @@ from quantize.registries import RegistryConfig, alias_problem
 from quantize.scheme import Scheme, preset
 from quantize.sources import SourceConfig
 
-__all__ = ["LoadedRecipe", "Recipe", "Resources", "Variant", "json_schema", "load"]
+__all__ = ["EarlyStopping", "LoadedRecipe", "Recipe", "Resources", "Variant", "json_schema", "load"]
 
 SCHEMA_URL = "recipe.schema.json"
 _PATH_KEYS = frozenset({"path", "include_path"})
@@ -91,8 +92,23 @@ class Resources(Record):
     threads: Annotated[int | None, Field(ge=1, description="CPU threads of a stage; unset: all cores.")] = None
 
 
+class EarlyStopping(Record):
+    """Variants answer in looks of `look` items and stop when their gates are certain; the baseline answers everything.
+
+    `share` of each gate's alpha pays for passing early. Without `enabled` every variant answers every item.
+    """
+
+    enabled: bool = True
+    look: Annotated[int, Field(ge=8, le=4096, description="Items between two looks at the gates.")] = 48
+    share: Annotated[float, Field(gt=0, lt=1, description="Share of alpha that pays for an early pass.")] = 0.2
+
+
 class Recipe(Record):
-    """The user's YAML: model, calibration, variants, evals, gates, registry, resources."""
+    """The user's YAML: model, calibration, variants, evals, gates, registry, resources.
+
+    `noise_floor` measures the baseline twice, in other batches and another order. `confirmation` names an eval that is
+    run only for a variant that has passed every other gate; attempts are then counted on it alone.
+    """
 
     version: Literal[1]
     name: Name
@@ -104,7 +120,24 @@ class Recipe(Record):
     calibration: CalibratorConfig | None = None
     engine: EngineConfig = Transformers()
     resources: Resources = Resources()
+    early_stopping: EarlyStopping = EarlyStopping()
+    noise_floor: bool = True
+    confirmation: Annotated[str | None, Field(description="An eval that only passing variants are shown.")] = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def ordered_evals(self) -> list[MetricConfig]:
+        """Texts, which have no early end, first; the confirmation last."""
+        return sorted(self.evals, key=lambda metric: (metric.name == self.confirmation, bool(metric.paired)))
+
+    def spending(self, variant: str, attempt: int) -> Spending:
+        """What of alpha an attempt of a variant may use."""
+        rivals = [len(rule.from_) for rule in self.registry.targets.values() if variant in rule.from_]
+        return Spending(
+            attempt=attempt,
+            early=self.early_stopping.share if self.early_stopping.enabled else 0.0,
+            choices=max(rivals, default=1),
+            confirmation=self.confirmation,
+        )
 
     @model_validator(mode="wrap")
     @classmethod

@@ -15,16 +15,23 @@ from pathlib import Path
 from quantize import __version__, faults
 from quantize.actor import actor
 from quantize.artifact import Manifest
+from quantize.attempts import Ledger
 from quantize.errors import QuantizeError, StageFailed, StoreError
 from quantize.evidence import Evidence
-from quantize.plan import Plan, Stage, VariantPlan
+from quantize.gates import Limit
+from quantize.judgement import basis
+from quantize.plan import Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Executor, Progress, StageSpec
 from quantize.recipe import LoadedRecipe
 from quantize.record import Record
+from quantize.seal import seal, withdraw
 from quantize.store import Store, read_manifest, verify_directory, writing
 from quantize.verdict import Decision, Finding, Outcome, Verdict
 
 __all__ = ["RESOLVED", "RunRecord", "Runner", "VariantRecord", "Watcher", "exit_code", "read_record"]
+
+#: What leaves a variant a chance to pass in the end.
+_MAY_PASS: tuple[Outcome, ...] = ("pass", "inconclusive")
 
 #: The recipe as it was run, overrides applied and paths absolute, in a run's folder.
 RESOLVED = "recipe.resolved.json"
@@ -99,13 +106,14 @@ class Watcher:
 
 @dataclass
 class Runner:
-    """One run of one plan in one store."""
+    """One run of one plan in one store. `ledger` knows the attempts before it."""
 
     loaded: LoadedRecipe
     plan: Plan
     store: Store
     executor: Executor
     watcher: Watcher
+    ledger: Ledger = field(default_factory=Ledger)
     ran: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
 
@@ -127,7 +135,7 @@ class Runner:
         self._stage(self.plan.fetch)
         if self.plan.calibrate is not None:
             self._stage(self.plan.calibrate)
-        for stage in self.plan.baseline.values():
+        for stage in (*self.plan.baseline.values(), *self.plan.noise.values()):
             self._stage(stage)
         records = [self._variant(way) for way in self.plan.variants]
         record = RunRecord(
@@ -143,6 +151,7 @@ class Runner:
                 "fetch": self.plan.fetch.key,
                 **({"calibrate": self.plan.calibrate.key} if self.plan.calibrate is not None else {}),
                 **{f"evaluate.{name}": stage.key for name, stage in self.plan.baseline.items()},
+                **{f"noise.{name}": stage.key for name, stage in self.plan.noise.items()},
             },
             variants=records,
             ran=self.ran,
@@ -152,13 +161,16 @@ class Runner:
         return record
 
     def write(self, record: RunRecord) -> None:
-        """Write `run.json`, whole or not at all."""
+        """Write `run.json`, whole or not at all, and seal the folder: nothing may be written into it afterwards."""
         path = self.directory / "run.json"
         with writing(path):
+            withdraw(self.directory)
             part = path.with_suffix(".part")
             part.write_text(record.model_dump_json(indent=1), encoding="utf-8")
             faults.point("run.record_written")
             part.rename(path)
+            faults.point("run.record_kept")
+            seal(self.directory, self.store, record.keys())
 
     def verify(self, stage: Stage) -> None:
         """Recompute a stage's digests from bytes before it is released. Raises StoreError."""
@@ -171,29 +183,61 @@ class Runner:
     def _variant(self, way: VariantPlan) -> VariantRecord:
         keys: dict[str, str] = {}
         try:
-            self._stage(way.quantize)
+            made = self._stage(way.quantize)
             keys["quantize"] = way.quantize.key
             proof = self._stage(way.prove)
             keys["prove"] = way.prove.key
-            judge = way.refuse
-            if proof.summary["outcome"] == "pass":
-                judge = way.judge
-                for name, stage in way.evaluate.items():
-                    self._stage(stage)
-                    keys[f"evaluate.{name}"] = stage.key
+            measured = way.measured(self._attempt(way, made))
+            count = self._measure(measured, keys) if proof.summary["outcome"] == "pass" else 0
+            judge = measured.judges[count]
             self._stage(judge)
         except StageFailed as error:
             return VariantRecord(
                 name=way.variant.name, verdict=self._error(way, error), evidence=None, decision=None, stages=keys
             )
+        verdict, evidence = self._judged(judge)
+        stages = {**keys, "judge": judge.key}
+        return VariantRecord(name=way.variant.name, verdict=verdict, evidence=evidence, decision=None, stages=stages)
+
+    def _measure(self, measured: Measured, keys: dict[str, str]) -> int:
+        """Run one eval after another, as long as the variant may still pass; returns how many were run."""
+        confirmation = self.plan.recipe.confirmation
+        for count, (name, stage) in enumerate(measured.evaluate.items()):
+            if name == confirmation and not self._so_far(measured, count, ("pass",), keys):
+                return count
+            summary = self._stage(stage).summary
+            keys[f"evaluate.{name}"] = stage.key
+            stopped = (summary["progressed"] or {}).get("stopped")
+            over = bool(summary["hard_stops"]) or stopped in ("fail", "futile")
+            limited = any(
+                isinstance(gate, Limit) and not gate.advisory and gate.metric.partition(".")[0] == name
+                for gate in self.plan.recipe.gates
+            )
+            last = count + 1 == len(measured.evaluate)
+            if not last and (over or (limited and not self._so_far(measured, count + 1, _MAY_PASS, keys))):
+                return count + 1
+        return len(measured.evaluate)
+
+    def _so_far(self, measured: Measured, count: int, outcomes: tuple[Outcome, ...], keys: dict[str, str]) -> bool:
+        """Whether every blocking finding on the first `count` evals has one of `outcomes`."""
+        judge = measured.judges[count]
+        self._stage(judge)
+        keys[f"judge.{count}"] = judge.key
+        verdict, _ = self._judged(judge)
+        findings = [f for f in verdict.findings if not f.advisory and f.kind != "skipped"]
+        return all(finding.outcome in outcomes for finding in findings)
+
+    def _judged(self, judge: Stage) -> tuple[Verdict, Evidence]:
         directory = self.store.path("judge", judge.key)
-        return VariantRecord(
-            name=way.variant.name,
-            verdict=Verdict.model_validate_json((directory / "verdict.json").read_text(encoding="utf-8")),
-            evidence=Evidence.model_validate_json((directory / "evidence.json").read_text(encoding="utf-8")),
-            decision=None,
-            stages={**keys, "judge": judge.key},
-        )
+        verdict = Verdict.model_validate_json((directory / "verdict.json").read_text(encoding="utf-8"))
+        return verdict, Evidence.model_validate_json((directory / "evidence.json").read_text(encoding="utf-8"))
+
+    def _attempt(self, way: VariantPlan, made: Manifest) -> int:
+        """How often this variant was tried on this eval set, this artifact included."""
+        baseline = self.store.find("fetch", self.plan.fetch.key)
+        digest = baseline.checkpoint_digest() if baseline is not None else ""
+        ground = basis(digest, self.plan.counted, way.variant.name)
+        return self.ledger.attempt(ground, made.checkpoint_digest())
 
     def _stage(self, stage: Stage) -> Manifest:
         """Return the stage's manifest, running it first if nobody has."""

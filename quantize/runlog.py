@@ -13,7 +13,7 @@ from typing import Any
 from quantize.evidence import Evidence, Measurement
 from quantize.run import Runner, RunRecord, VariantRecord
 
-__all__ = ["baseline_metrics", "parent_params", "variant_files", "variant_metrics", "variant_params"]
+__all__ = ["baseline_files", "baseline_metrics", "parent_params", "variant_files", "variant_metrics", "variant_params"]
 
 #: The recipe's parts that every arm shares.
 _SHARED = ("model", "calibration", "engine", "seed")
@@ -55,7 +55,18 @@ def variant_metrics(evidence: Evidence | None) -> dict[str, float]:
         found[name] = comparison.difference
         if comparison.low is not None and comparison.high is not None:
             found |= {f"{name}.low": comparison.low, f"{name}.high": comparison.high}
-    return found
+    for name, progressed in evidence.progressed.items():
+        found |= {f"{name}.items": progressed.items, f"{name}.answered": progressed.answered}
+    return {**found, "attempt": evidence.spending.attempt}
+
+
+def baseline_files(runner: Runner, record: RunRecord) -> dict[str, list[Path]]:
+    """The rows that the variants' were paired with, by the folder that they go to."""
+    stages = {label: key for label, key in record.baseline_stages.items() if label.startswith("evaluate.")}
+    return {
+        f"rows/{label.removeprefix('evaluate.')}": [runner.store.path("evaluate", key) / "rows.parquet"]
+        for label, key in stages.items()
+    }
 
 
 def variant_files(runner: Runner, variant: VariantRecord) -> dict[str, list[Path]]:
@@ -66,7 +77,7 @@ def variant_files(runner: Runner, variant: VariantRecord) -> dict[str, list[Path
         directory = runner.store.path(kind, key)
         if kind == "evaluate":
             files[f"rows/{name}"] = [directory / "rows.parquet"]
-        elif kind == "judge":
+        elif label == "judge":
             files[""] = [directory / "verdict.json", directory / "evidence.json"]
     return files
 

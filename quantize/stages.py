@@ -1,27 +1,60 @@
-"""The closed table of stages: kind -> version and function(config, inputs, out, device, progress) -> summary.
+"""The closed table of stages: kind -> version and function(config, work) -> summary.
 
-A stage's function runs in a worker process, reads only its config and its inputs, and writes only into `out`. A version
-is raised, with the reason beside it, when the meaning of a stage's output changes: every key of that kind changes with
-it. The imports of heavy libraries lie behind the functions that are called here.
+A stage's function runs in a worker process, reads only its config and its inputs, and writes only into `out` and the
+parts that it keeps on the way. A version is raised, with the reason beside it, when the meaning of a stage's output
+changes: every key of that kind changes with it. The imports of heavy libraries lie behind the functions that are called
+here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from quantize.protocols import Calibrator, Engine, Gate, Method, Metric, Progress, QuantizeJob, Source
+from quantize.evidence import Spending
+from quantize.parts import StoreParts
+from quantize.protocols import (
+    Calibrator,
+    Engine,
+    EvaluateJob,
+    Gate,
+    Method,
+    Metric,
+    Progress,
+    QuantizeJob,
+    Row,
+    Session,
+    Source,
+    Stop,
+)
 
-__all__ = ["STAGES", "StageKind"]
+__all__ = ["STAGES", "StageKind", "Work"]
 
 Config = dict[str, Any]
-Inputs = dict[str, Path]
-StageFunction = Callable[[Config, Inputs, Path, str, Progress], Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage is given beside its config: its inputs, an empty `out`, a device, and a way to keep parts.
+
+    `parts(base, name)` holds the lease on the parts of `base` for the time of a `with`.
+    """
+
+    inputs: dict[str, Path]
+    out: Path
+    device: str
+    progress: Progress
+    parts: Callable[[str, str], AbstractContextManager[StoreParts]]
+
+
+StageFunction = Callable[[Config, Work], Config]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +65,39 @@ class StageKind:
     run: StageFunction
 
 
-def fetch(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
+def fetch(config: Config, work: Work) -> Config:
     """Model as named -> `checkpoint/` (checked) and its facts."""
     from quantize.sources import SourceConfig, checkpoint_facts
 
     source: Source = TypeAdapter(SourceConfig).validate_python(config["source"])
-    checkpoint = out / "checkpoint"
+    checkpoint = work.out / "checkpoint"
     checkpoint.mkdir()
-    source.fetch(checkpoint, progress)
+    source.fetch(checkpoint, work.progress)
     return {"facts": checkpoint_facts(checkpoint).model_dump(mode="json")}
 
 
-def calibrate(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
-    """Baseline -> `tokens.safetensors` with `input_ids` int64 (samples, tokens), and each row's digest."""
+def calibrate(config: Config, work: Work) -> Config:
+    """Baseline -> `tokens.safetensors` with `input_ids` int64 (samples, tokens), and each row's digest.
+
+    `seen.json` are hashes of what the tokens were drawn from, by which eval items are recognised (`leakage`).
+    """
+    import json
     from hashlib import sha256
 
     from safetensors.torch import save_file
 
     from quantize.calibrators import CalibratorConfig
+    from quantize.leakage import seen_hashes
 
     calibrator: Calibrator = TypeAdapter(CalibratorConfig).validate_python(config["calibration"])
-    tokens = calibrator.tokens(inputs["model"] / "checkpoint", device, progress)
-    save_file({"input_ids": tokens.contiguous()}, out / "tokens.safetensors")
+    tokens = calibrator.tokens(work.inputs["model"] / "checkpoint", work.device, work.progress)
+    save_file({"input_ids": tokens.contiguous()}, work.out / "tokens.safetensors")
+    (work.out / "seen.json").write_text(json.dumps(seen_hashes(calibrator.texts())), encoding="utf-8")
     rows = [sha256(row.numpy().tobytes()).hexdigest() for row in tokens]
     return {"samples": tokens.shape[0], "tokens": tokens.shape[1], "distinct": len(set(rows)), "rows": rows}
 
 
-def quantize(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
+def quantize(config: Config, work: Work) -> Config:
     """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered before it was saved."""
     from functools import partial
 
@@ -69,26 +108,27 @@ def quantize(config: Config, inputs: Inputs, out: Path, device: str, progress: P
     from quantize.scheme import Scheme
 
     method: Method = TypeAdapter(MethodConfig).validate_python(config["method"])
-    checkpoint, witness = out / "checkpoint", out / "witness"
+    checkpoint, witness = work.out / "checkpoint", work.out / "witness"
     checkpoint.mkdir()
     witness.mkdir()
-    source = inputs["model"] / "checkpoint"
+    source = work.inputs["model"] / "checkpoint"
+    tokens = work.inputs.get("tokens")
     job = QuantizeJob(
         checkpoint=source,
         out=checkpoint,
         scheme=Scheme(**config["scheme"]),
         ignore=tuple(config["ignore"]),
-        tokens=load_file(inputs["tokens"] / "tokens.safetensors")["input_ids"] if "tokens" in inputs else None,
-        device=device,
+        tokens=load_file(tokens / "tokens.safetensors")["input_ids"] if tokens is not None else None,
+        device=work.device,
         seed=config["seed"],
         witness=partial(record, tokenizer_dir=source, out=witness),
-        progress=progress,
+        progress=work.progress,
     )
     method.quantize(job)
     return {"format": method.format, "scheme": config["scheme"]["name"], "method": method.kind}
 
 
-def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
+def prove(config: Config, work: Work) -> Config:
     """Load the saved checkpoint in this clean process and compare it with what it was in memory -> `proof.json`."""
     from quantize import proof
     from quantize.engines import EngineConfig
@@ -97,9 +137,9 @@ def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
     engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
     started = time.monotonic()
     loading = 0.0
-    progress("loading", 0, None)
+    work.progress("loading", 0, None)
     try:
-        session = engine.open(inputs["quantized"] / "checkpoint", device)
+        session = engine.open(work.inputs["quantized"] / "checkpoint", work.device)
     except Interrupted:
         raise  # a stop is no proof of anything
     except QuantizeError as error:
@@ -107,55 +147,99 @@ def prove(config: Config, inputs: Inputs, out: Path, device: str, progress: Prog
     else:
         loading = time.monotonic() - started
         result = proof.prove(
-            checkpoint=inputs["quantized"] / "checkpoint",
-            witness=inputs["quantized"] / "witness",
-            baseline=inputs["model"] / "checkpoint",
+            checkpoint=work.inputs["quantized"] / "checkpoint",
+            witness=work.inputs["quantized"] / "witness",
+            baseline=work.inputs["model"] / "checkpoint",
             session=session,
         )
-    (out / "proof.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
+    (work.out / "proof.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
     return {"outcome": result.outcome, "sentences": list(result.sentences), "load_seconds": round(loading, 3)}
 
 
-def evaluate(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
-    """One arm answers one eval -> `rows.parquet`, `measurements.json`."""
+def evaluate(config: Config, work: Work) -> Config:
+    """One arm answers one eval -> `rows.parquet`, `measurements.json`. Every look is kept as a part."""
     from quantize.engines import EngineConfig
     from quantize.errors import DataError
-    from quantize.metrics import MetricConfig
+    from quantize.gates import GateConfig
+    from quantize.metrics import MetricConfig, read_rows
     from quantize.record import digest
+    from quantize.stopping import never, stopping_rule
 
     engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
     metric: Metric = TypeAdapter(MetricConfig).validate_python(config["metric"])
+    gates: Sequence[Gate] = TypeAdapter(list[GateConfig]).validate_python(config["gates"])
     if digest(metric.identity()) != config["identity"]:
         raise DataError("the eval set was changed after the run was planned.", where=metric.name, fix="Run again.")
-    baseline = inputs["model"] / "checkpoint"
-    checkpoint = inputs["quantized"] / "checkpoint" if "quantized" in inputs else baseline
-    progress("loading", 0, None)
-    session = engine.open(checkpoint, device)
-    arm = metric.measure(session, config["arm"], out, inputs.get("reference"), baseline, progress)
-    (out / "measurements.json").write_text(arm.model_dump_json(indent=1), encoding="utf-8")
-    return {"measurements": {m.name: m.value for m in arm.measurements}, "hard_stops": arm.hard_stops}
+    baseline = work.inputs["model"] / "checkpoint"
+    checkpoint = work.inputs["quantized"] / "checkpoint" if "quantized" in work.inputs else baseline
+    reference = work.inputs.get("reference")
+    stop: Callable[[list[Row]], Stop | None] = never
+    if gates and reference is not None:
+        stop = stopping_rule(metric, gates, read_rows(reference), Spending(**config["spending"]))
+    with ExitStack() as opened:
+
+        @cache
+        def session() -> Session:
+            work.progress("loading", 0, None)
+            loaded = engine.open(checkpoint, work.device)
+            opened.callback(loaded.close)
+            return loaded
+
+        parts = opened.enter_context(work.parts(config["parts"], f"{config['arm']} {metric.name}"))
+        arm = metric.measure(
+            EvaluateJob(
+                arm=config["arm"],
+                out=work.out,
+                engine=engine.kind,
+                device=work.device,
+                session=session,
+                seed=config["seed"],
+                look=config["look"],
+                parts=parts,
+                stop=stop,
+                reference=reference,
+                baseline=baseline,
+                progress=work.progress,
+            )
+        )
+    (work.out / "measurements.json").write_text(arm.model_dump_json(indent=1), encoding="utf-8")
+    return {
+        "measurements": {m.name: m.value for m in arm.measurements},
+        "hard_stops": arm.hard_stops,
+        "progressed": arm.progressed.model_dump(mode="json") if arm.progressed is not None else None,
+        "parts": parts.used,
+    }
 
 
-def judge(config: Config, inputs: Inputs, out: Path, device: str, progress: Progress) -> Config:
-    """Both arms' artifacts + gates -> `evidence.json`, `verdict.json`."""
+def judge(config: Config, work: Work) -> Config:
+    """All arms' artifacts + gates -> `rules.json`, `evidence.json`, `verdict.json`."""
     from quantize.gates import GateConfig
-    from quantize.judgement import collect, decide
+    from quantize.judgement import Rules, collect, counted, decide
     from quantize.metrics import MetricConfig
 
     metrics: Sequence[Metric] = TypeAdapter(list[MetricConfig]).validate_python(config["evals"])
     gates: Sequence[Gate] = TypeAdapter(list[GateConfig]).validate_python(config["gates"])
-    collected = collect(config["variant"], metrics, inputs)
-    verdict = decide(collected, gates, config["rules_digest"])
-    (out / "evidence.json").write_text(collected.evidence.model_dump_json(indent=1), encoding="utf-8")
-    (out / "verdict.json").write_text(verdict.model_dump_json(indent=1), encoding="utf-8")
-    return {"outcome": verdict.outcome, "verdict_digest": verdict.digest()}
+    rules = Rules(**config["rules"])
+    collected = collect(rules, metrics, work.inputs)
+    verdict = decide(collected, gates, rules)
+    (work.out / "rules.json").write_text(rules.model_dump_json(indent=1), encoding="utf-8")
+    (work.out / "evidence.json").write_text(collected.evidence.model_dump_json(indent=1), encoding="utf-8")
+    (work.out / "verdict.json").write_text(verdict.model_dump_json(indent=1), encoding="utf-8")
+    return {
+        "outcome": verdict.outcome,
+        "verdict_digest": verdict.digest(),
+        "attempt": verdict.attempt,
+        "basis": verdict.basis,
+        "artifact": verdict.artifact_digest,
+        "counted": counted(rules, work.inputs),
+    }
 
 
 STAGES: dict[str, StageKind] = {
     "fetch": StageKind(1, fetch),
-    "calibrate": StageKind(1, calibrate),
+    "calibrate": StageKind(2, calibrate),  # keeps what it has read, for the check against eval items
     "quantize": StageKind(1, quantize),
     "prove": StageKind(1, prove),
-    "evaluate": StageKind(1, evaluate),
-    "judge": StageKind(1, judge),
+    "evaluate": StageKind(2, evaluate),  # in looks of a seeded order, with parts; more columns in the rows
+    "judge": StageKind(2, judge),  # clusters, early stopping, attempts, noise floor, overlap
 }

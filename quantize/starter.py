@@ -35,7 +35,8 @@ def starter_recipe(model: str, evals: Path, name: str | None) -> str:
             where=str(evals),
             fix='Write one: a JSON object a line, {"id": "1", "prompt": "...", "choices": [" a", " b"], "answer": 0}.',
         )
-    Items(name="mine", path=str(evals.absolute())).identity()
+    items = Items(name="mine", path=str(evals.absolute()))
+    items.identity()
     facts = source.facts()
     slug = name or _slug(model)
     names, variants = _variants(facts)
@@ -60,11 +61,12 @@ def starter_recipe(model: str, evals: Path, name: str | None) -> str:
         "    name: mine",
         f"    path: {_yaml(str(evals.absolute()))}",
         "",
-        "# The largest loss that you would accept, in shares of the items: 0.02 is two points.",
-        "gates:",
-        "  - kind: noninferiority",
-        "    metric: mine.accuracy",
-        "    margin: 0.02",
+        *_gates(items),
+        "",
+        "# Variants answer in looks and stop when their gates are certain; the baseline is measured twice, so that",
+        "# noise is known. These are the defaults.",
+        "early_stopping: {enabled: true, look: 48, share: 0.2}",
+        "noise_floor: true",
         "",
         "# Where decisions go. Without `uri`: MLFLOW_TRACKING_URI, or a database inside the store.",
         "registry:",
@@ -80,6 +82,25 @@ def starter_recipe(model: str, evals: Path, name: str | None) -> str:
     except ValidationError as error:
         raise UsageError(f"--name {slug}: {error.errors()[0]['msg']}.", fix="Give another with --name.") from None
     return text
+
+
+def _gates(items: Items) -> list[str]:
+    """Lines of YAML: every default that decides, to be read before measuring."""
+    lines = [
+        "# The largest loss that you would accept, in shares: 0.02 is two points. Fix it before measuring.",
+        "gates:",
+        "  - {kind: noninferiority, metric: mine.accuracy, margin: 0.02, alpha: 0.05}",
+        "  - {kind: limit, metric: mine.harmful_flips, at_most: 0.05, advisory: true}",
+    ]
+    for name in items.slices():
+        metric = _yaml(f"mine.accuracy/{name}")
+        lines.append(f"  # - {{kind: noninferiority, metric: {metric}, margin: 0.05}}  # if this slice is critical")
+    if items.generates():
+        lines += [
+            "  - {kind: noninferiority, metric: mine.parsed, margin: 0.01, alpha: 0.05}",
+            "  - {kind: limit, metric: mine.output_tokens, at_most: 1.10, advisory: false}",
+        ]
+    return lines
 
 
 def _source(model: str) -> Hub | Directory | Gguf:

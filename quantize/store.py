@@ -30,7 +30,7 @@ from quantize.artifact import FileEntry, Manifest, Provenance
 from quantize.errors import StoreError
 from quantize.record import file_sha256
 
-__all__ = ["FULL_DISK", "MANIFEST", "Store", "read_manifest", "verify_directory", "writing"]
+__all__ = ["FULL_DISK", "MANIFEST", "Store", "read_manifest", "sync", "verify_directory", "writing"]
 
 MANIFEST = "manifest.json"
 FULL_DISK = "The disk is full: free some space (`quantize gc` shows what can go) and run again."
@@ -47,6 +47,12 @@ class Store:
     def path(self, kind: str, key: str) -> Path:
         """Where the artifact with this key lies once it is committed."""
         return self.root / kind / key[:24]
+
+    def locate(self, key: str) -> Path | None:
+        """Where the committed artifact with this key lies, whatever its kind, or None."""
+        if not _KEYED.match(key[:24]):
+            return None
+        return next((path.parent for path in sorted(self.root.glob(f"*/{key[:24]}/{MANIFEST}"))), None)
 
     def find(self, kind: str, key: str) -> Manifest | None:
         """The manifest of a committed artifact, or None. Raises StoreError when its files are not the manifest's.
@@ -119,20 +125,20 @@ class Store:
                 # Only a commit that died before its manifest leaves one: under the lease nobody else is writing it.
                 shutil.rmtree(final)
             draft.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
             faults.point("store.renamed")
             part = final / f"{MANIFEST}.part"
             part.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-            _sync(part)
+            sync(part)
             faults.point("store.manifest_written")
             part.rename(final / MANIFEST)
-            _sync(final)
+            sync(final)
             faults.point("store.committed")
         return manifest
 
-    def manifests(self) -> Iterator[tuple[Path, Manifest]]:
-        """Every committed artifact with its manifest."""
-        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+    def manifests(self, kind: str = "*") -> Iterator[tuple[Path, Manifest]]:
+        """Every committed artifact, or those of one kind, with its manifest."""
+        for path in sorted(self.root.glob(f"{kind}/*/{MANIFEST}")):
             manifest = read_manifest(path.parent)
             if manifest is not None:
                 yield path.parent, manifest
@@ -166,11 +172,11 @@ def read_manifest(directory: Path) -> Manifest | None:
     """The manifest in `directory`, or None where there is none. Raises StoreError for one that cannot be read."""
     path = directory / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(data)
     except ValueError as error:
         raise StoreError(
             "this is not a manifest of this program.", where=str(path), fix=f"Remove {directory} and run again."
@@ -183,7 +189,8 @@ def verify_directory(directory: Path, manifest: Manifest) -> list[str]:
     for entry in manifest.files:
         path = directory / _relative(entry.path)
         if not path.is_file():
-            problems.append(f"{path}: missing")
+            mend = f": it stands for {entry.target}, which is not here (`cp -rL` copies a store with such files)"
+            problems.append(f"{path}: missing{mend if entry.target is not None else ''}")
         elif path.stat().st_size != entry.size:
             problems.append(f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}")
         elif file_sha256(path) != entry.sha256:
@@ -238,7 +245,7 @@ def _entry(root: Path, path: Path) -> FileEntry:
             target=str(target),
             mtime_ns=found.st_mtime_ns,
         )
-    _sync(path)
+    sync(path)
     return FileEntry(path=name, size=path.stat().st_size, sha256=file_sha256(path))
 
 
@@ -253,7 +260,8 @@ def _relative(name: str) -> PurePosixPath:
     return path
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or a directory's names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

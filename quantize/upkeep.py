@@ -48,7 +48,9 @@ def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
         dropped += [directory for directory, _ in runs if directory not in {path for path, _ in kept}]
         for _, record in kept:
             keep |= record.keys()
-    keep |= {key for _, manifest in store.manifests() if manifest.key in keep for key in manifest.inputs.values()}
+    manifests = [manifest for _, manifest in store.manifests()]
+    keep |= {key for manifest in manifests if manifest.key in keep for key in manifest.inputs.values()}
+    keep |= {key for manifest in manifests if manifest.key in keep for key in manifest.summary.get("parts", ())}
     return [Garbage(path, _held(path)) for path in (*store.garbage(keep), *dropped)]
 
 

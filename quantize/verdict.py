@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
+from quantize.evidence import Look
 from quantize.record import Record
 
 __all__ = ["Action", "Decision", "Finding", "Outcome", "Verdict", "combine"]
@@ -20,9 +23,12 @@ _WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 
 
 class Finding(Record):
-    """One gate's result. `numbers` holds what the sentence rests on; `advisory` findings never block."""
+    """One gate's result. `numbers` holds what the sentence rests on; `advisory` findings never block.
 
-    version: Literal[1] = 1
+    `looks` is the confidence sequence of a sample that was looked at while it grew.
+    """
+
+    version: Literal[2] = 2
     gate: str
     kind: str
     metric: str
@@ -30,12 +36,17 @@ class Finding(Record):
     sentence: str
     numbers: dict[str, float | int | str | None]
     advisory: bool = False
+    looks: list[Look] = Field(default_factory=list)
 
 
 class Verdict(Record):
-    """All findings of one variant. `rows` are the digests of the files that the findings were computed from."""
+    """All findings of one variant. `rows` are the digests of the files that the findings were computed from.
 
-    version: Literal[1] = 1
+    `attempt` counts the artifacts of this variant that were judged on this eval set; `basis` is the digest of what
+    they have in common: baseline, eval set and the variant's name.
+    """
+
+    version: Literal[2] = 2
     variant: str
     outcome: Outcome
     findings: list[Finding]
@@ -44,6 +55,8 @@ class Verdict(Record):
     recipe_digest: str
     rows: dict[str, str]
     program: str
+    attempt: int = 1
+    basis: str = ""
 
     def reasons(self) -> list[str]:
         """The sentences that decided: those of the findings whose outcome is the verdict's, gates before the proof."""
@@ -52,9 +65,12 @@ class Verdict(Record):
 
 
 class Decision(Record):
-    """What was done with a verdict, against which registry state, and why."""
+    """What was done with a verdict, against which registry state, and why.
 
-    version: Literal[1] = 1
+    `against` are the findings of the same gates against the champion that would have been replaced.
+    """
+
+    version: Literal[2] = 2
     variant: str
     action: Action
     outcome: Outcome
@@ -68,6 +84,7 @@ class Decision(Record):
     decided_at: str
     actor: str
     run: str
+    against: list[Finding] = Field(default_factory=list)
 
 
 def combine(findings: list[Finding]) -> Outcome:

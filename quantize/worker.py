@@ -18,7 +18,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 from quantize import faults
 from quantize.artifact import Provenance
 from quantize.errors import Interrupted, QuantizeError
+from quantize.parts import StoreParts
 from quantize.store import FULL_DISK, Store, writing
 
 __all__ = ["main"]
@@ -79,16 +81,28 @@ def carry_tqdm(progress: Callable[[str, float, float | None], None]) -> None:
 
 def run(job: dict[str, Any], events: Events) -> None:
     """Run the stage that `job` describes and commit what it made."""
-    from quantize.stages import STAGES
+    from quantize.stages import STAGES, Work
 
     store = Store(Path(job["store"]))
     started = time.monotonic()
     draft = store.draft(job["kind"], job["key"])
-    inputs = {name: Path(path) for name, path in job["inputs"].items()}
+
+    @contextmanager
+    def parts(base: str, name: str) -> Iterator[StoreParts]:
+        with store.lease("parts", base, lambda _owner: events.progress("waiting for the same evaluation", 0, None)):
+            yield StoreParts(store, base, name, lambda seconds: _provenance(seconds, job["libraries"]))
+
+    work = Work(
+        inputs={name: Path(path) for name, path in job["inputs"].items()},
+        out=draft,
+        device=job["device"],
+        progress=events.progress,
+        parts=parts,
+    )
     carry_tqdm(events.progress)
     with writing(draft):
         faults.point("worker.started")
-        summary = STAGES[job["kind"]].run(job["config"], inputs, draft, job["device"], events.progress)
+        summary = STAGES[job["kind"]].run(job["config"], work)
     faults.point("worker.made")
     store.commit(
         draft,
@@ -97,14 +111,19 @@ def run(job: dict[str, Any], events: Events) -> None:
         key=job["key"],
         inputs=job["input_keys"],
         summary=summary,
-        provenance=Provenance(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            host=socket.gethostname(),
-            seconds=round(time.monotonic() - started, 3),
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            python=platform.python_version(),
-            libraries={name: metadata.version(name) for name in job["libraries"]},
-        ),
+        provenance=_provenance(time.monotonic() - started, job["libraries"]),
+    )
+
+
+def _provenance(seconds: float, libraries: list[str]) -> Provenance:
+    """Where, when and with what something was made, in how many seconds."""
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=socket.gethostname(),
+        seconds=round(seconds, 3),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        python=platform.python_version(),
+        libraries={name: metadata.version(name) for name in libraries},
     )
 
 

@@ -1,7 +1,8 @@
 """A store with small checkpoints and finished runs over them, for tests of what comes after the verdicts.
 
 Everything is real but the measuring: checkpoints are committed to a `Store`, the recipe is a `Recipe`, the runner a
-`Runner`, the registry an MLflow database; only the verdicts are written by hand.
+`Runner`, the registry an MLflow database, the rows those of an eval; only the verdicts, and which items an arm gets
+right, are written by hand.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quantize.artifact import Provenance
+from quantize.attempts import Ledger
 from quantize.device import Device
-from quantize.evidence import Comparison, Evidence, Measurement
+from quantize.evidence import ITEM_ROWS, Comparison, Evidence, Measurement
 from quantize.executors import Local
-from quantize.plan import Plan, Stage, VariantPlan
+from quantize.judgement import basis
+from quantize.metrics._rows import write_rows
+from quantize.plan import Measured, Plan, Stage, VariantPlan
+from quantize.protocols import Row
 from quantize.recipe import LoadedRecipe, Recipe
 from quantize.registries import Mlflow
 from quantize.release import release_run
@@ -42,26 +48,74 @@ def quantize_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]
     )
 
 
+ITEMS, LOOK = 300, 30
+
+
 @dataclass(frozen=True)
 class Result:
-    """One variant of a run: its checkpoint's bytes, and how it was judged."""
+    """One variant of a run: its checkpoint's bytes, what it answered, and how it was judged.
+
+    It gets wrong what the baseline does (every fifth item), and in addition those in `lost`, by place. It answered the
+    first `looks` of ten. `p_value` is that of its gate, whose alpha is 0.05. `attempt` is the one that it is judged at;
+    None: the one that store and registry tell.
+    """
 
     variant: str
     weights: bytes
     outcome: Outcome = "pass"
     lower: float = -0.01
     note: str = ""
+    lost: range = range(0)
+    looks: int = 10
+    attempt: int | None = None
+    p_value: float = 1e-6
+
+
+def answers(eval_set: str, lost: range = range(0), looks: int = ITEMS // LOOK, *, extra: int = 0) -> list[Row]:
+    """Rows of an arm on an eval set of that name: every fifth item wrong, and those in `lost`.
+
+    `extra` items more are scattered among the 300, so that an arm of the smaller set has answered in another order.
+    """
+    names = [f"{eval_set}-{number}" for number in range(ITEMS)]
+    for number in range(extra):
+        names.insert(3 * number, f"{eval_set}-more-{number}")
+    return [
+        {
+            "place": place,
+            "look": place // LOOK,
+            "item_id": name,
+            "filter": "none",
+            "prompt_sha256": hashlib.sha256(name.encode()).hexdigest(),
+            "slice": None,
+            "cluster": None,
+            "score": float(place % 5 > 0 and place not in lost),
+            "parsed": None,
+            "tokens": None,
+            "answer": "",
+            "target": "",
+            "prompt": name,
+        }
+        for place, name in enumerate(names[: looks * LOOK + extra])
+    ]
 
 
 @dataclass
 class World:
-    """A folder with a store, and the registry that its runs release to."""
+    """A folder with a store, and the registry that its runs release to.
+
+    New runs are measured on `eval_set`, with `extra` items more. With `confirmation`, the recipe has another eval that
+    only passing variants are shown, and none of these is.
+    """
 
     folder: Path
     uri: str
     targets: dict[str, Any] = field(default_factory=lambda: {"production": {"from": ["fp8", "int4"]}})
     baseline: bytes = b"baseline" * 100
     model: str = "tiny"
+    trade: dict[str, float] | None = None
+    eval_set: str = "items"
+    extra: int = 0
+    confirmation: bool = False
 
     @property
     def store(self) -> Store:
@@ -75,6 +129,7 @@ class World:
                 "uri": self.uri,
                 "artifacts": str(self.folder / "mlartifacts"),
                 "targets": self.targets,
+                "trade": self.trade,
             }
         )
 
@@ -99,27 +154,31 @@ class World:
             for alias, rule in self.targets.items()
             if set(rule["from"]) & set(names)
         }
+        evals = ["facts", "fresh"] if self.confirmation else ["facts"]
         recipe = Recipe.model_validate(
             {
                 "version": 1,
                 "name": "tiny",
                 "model": {"kind": "directory", "path": str(self.folder / "model")},
                 "variants": [{"name": name, "scheme": "W8A8", "method": {"kind": "rtn"}} for name in names],
-                "evals": [{"kind": "items", "name": "facts", "path": str(self.folder / "items.jsonl")}],
-                "gates": [{"kind": "noninferiority", "metric": "facts.accuracy", "margin": 0.05}],
+                "evals": [{"kind": "items", "name": name, "path": str(self.folder / "items.jsonl")} for name in evals],
+                "gates": [{"kind": "noninferiority", "metric": f"{name}.accuracy", "margin": 0.05} for name in evals],
+                "confirmation": "fresh" if self.confirmation else None,
                 "registry": {"kind": "mlflow", "name": "tiny", "targets": targets},
             }
         )
         fetch = self.commit("fetch", "", self.baseline)
+        counted = hashlib.sha256(f"{self.eval_set} {self.extra}".encode()).hexdigest()
         ways, records = [], []
         for result, variant in zip(results, recipe.variants, strict=True):
             stage = self.commit("quantize", result.variant, result.weights)
             other = Stage("prove", result.variant, "0" * 64, 1, {}, {}, (), "cpu")
-            ways.append(VariantPlan(variant, stage, other, {}, other, other))
-            records.append(self._record(result, fetch, stage))
-        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, {}, tuple(ways))
+            ways.append(VariantPlan(variant, stage, other, lambda _attempt: Measured({}, ())))
+            records.append(self._record(result, fetch, stage, counted))
+        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, {}, {}, tuple(ways), counted)
         loaded = LoadedRecipe(recipe, Path("recipe.yaml"), "name: tiny\n", "d" * 64, ())
         runner = Runner(loaded, plan, self.store, Local(), Watcher())
+        everything = self._rows(answers(self.eval_set, extra=self.extra))
         runner.directory.mkdir(parents=True)
         (runner.directory / "recipe.yaml").write_text(loaded.text, encoding="utf-8")
         record = RunRecord(
@@ -131,7 +190,7 @@ class World:
             seconds=1.0,
             device="a CPU",
             actor="nightly",
-            baseline_stages={"fetch": fetch.key},
+            baseline_stages={"fetch": fetch.key, "evaluate.facts": everything},
             variants=records,
             ran=[],
             reused=[],
@@ -143,7 +202,7 @@ class World:
         """Run and release."""
         return release_run(self.registry, *self.run(*results), lambda record: f"report of {record.run}\n")
 
-    def _record(self, result: Result, fetch: Stage, stage: Stage) -> VariantRecord:
+    def _record(self, result: Result, fetch: Stage, stage: Stage, counted: str) -> VariantRecord:
         baseline, artifact = self.store.find("fetch", fetch.key), self.store.find("quantize", stage.key)
         assert baseline is not None
         assert artifact is not None
@@ -179,8 +238,10 @@ class World:
             metric="facts.accuracy",
             outcome=result.outcome,
             sentence=f"facts.accuracy of {result.variant} is what it is{result.note}.",
-            numbers={"lower": result.lower},
+            numbers={"lower": result.lower, "p_value": result.p_value, "alpha": 0.05},
         )
+        ground = basis(evidence.baseline_digest, counted, result.variant)
+        ledger = Ledger.of(self.store, self.registry.versions())
         verdict = Verdict(
             variant=result.variant,
             outcome=result.outcome,
@@ -190,14 +251,24 @@ class World:
             recipe_digest="d" * 64,
             rows={},
             program="quantize",
+            attempt=result.attempt or ledger.attempt(ground, evidence.artifact_digest),
+            basis=ground,
         )
         stages = {"quantize": stage.key}
-        stages["evaluate.facts"] = self._keep("evaluate", {"rows.parquet": result.weights})
+        stages["evaluate.facts"] = self._rows(answers(self.eval_set, result.lost, result.looks, extra=self.extra))
         papers = {"verdict.json": verdict.model_dump_json(), "evidence.json": evidence.model_dump_json()}
-        stages["judge"] = self._keep("judge", {name: text.encode() for name, text in papers.items()})
+        said = {"artifact": verdict.artifact_digest, "basis": ground, "attempt": verdict.attempt}
+        said["counted"] = not self.confirmation
+        stages["judge"] = self._keep("judge", {name: text.encode() for name, text in papers.items()}, said)
         return VariantRecord(name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages=stages)
 
-    def _keep(self, kind: str, files: dict[str, bytes]) -> str:
+    def _rows(self, rows: list[Row]) -> str:
+        """Commit the rows of an arm; returns the key."""
+        with tempfile.TemporaryDirectory() as scratch:
+            write_rows(rows, ITEM_ROWS, Path(scratch))
+            return self._keep("evaluate", {"rows.parquet": (Path(scratch) / "rows.parquet").read_bytes()})
+
+    def _keep(self, kind: str, files: dict[str, bytes], summary: dict[str, Any] | None = None) -> str:
         """Commit a stage of `files`; returns its key."""
         key = hashlib.sha256(kind.encode() + b"".join(files.values())).hexdigest()
         with self.store.lease(kind, key, lambda _owner: None):
@@ -205,5 +276,6 @@ class World:
                 draft = self.store.draft(kind, key)
                 for name, data in files.items():
                     (draft / name).write_bytes(data)
-                self.store.commit(draft, kind=kind, name="", key=key, inputs={}, summary={}, provenance=PROVENANCE)
+                said = summary or {}
+                self.store.commit(draft, kind=kind, name="", key=key, inputs={}, summary=said, provenance=PROVENANCE)
         return key

@@ -1,36 +1,50 @@
-"""Gates are pure: the same evidence always gives the same finding, and the sentence says what was decided and why."""
+"""Gates are pure: the same pairs always give the same finding, and the sentence says what was decided and why."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from quantize.evidence import Comparison, Evidence
+from quantize.evidence import Comparison, Evidence, Measurement, Spending
 from quantize.gates import Limit, NonInferiority
+from quantize.stats import Pairs
 from quantize.verdict import Finding, combine
 
+FIXED = Spending(early=0.0)
 
-def evidence(*comparisons: Comparison) -> Evidence:
-    """Evidence with nothing but comparisons."""
+
+def evidence(*comparisons: Comparison, spending: Spending = FIXED, known: tuple[str, ...] = ()) -> Evidence:
+    """Evidence with comparisons, how alpha is spent, and what the baseline was measured on."""
+    accuracy = Measurement(name="", value=0.8, unit="share", n=300, direction="higher")
     return Evidence(
         variant="int8",
         artifact_digest="a" * 64,
         baseline_digest="b" * 64,
         measurements=[],
-        baseline_measurements=[],
+        baseline_measurements=[accuracy.model_copy(update={"name": name}) for name in known],
         comparisons=list(comparisons),
         hard_stops=[],
+        spending=spending,
     )
 
 
-def paired(n: int, losses: int, gains: int, metric: str = "facts.accuracy") -> Comparison:
-    """What an eval of `n` items hands on; the limits are left out, as the gate computes its own."""
-    return Comparison(
-        metric=metric, unit="share", baseline=0.8, variant=0.8 + (gains - losses) / n, difference=(gains - losses) / n,
-        low=None, high=None, level=None, n=n, method="paired", extra={"losses": losses, "gains": gains},
-    )  # fmt: skip
+def pairs(n: int, losses: float, gains: float, *, size: int = 1, total: int | None = None, by: float = 1.0) -> Pairs:
+    """`n` items in clusters of `size`, some of which lose or gain `by`; `total` with those to come.
+
+    Losses and gains are scattered, whole clusters at a time. The baseline had all the items to come right.
+    """
+    units = n // size
+    changes = np.zeros(units)
+    changes[: int(losses) // size] = -by
+    changes[int(losses) // size : int(losses + gains) // size] = by
+    changes = np.random.default_rng(3).permutation(changes)
+    labels = np.repeat(np.arange((total or n) // size), size)
+    rest = (total or n) - n
+    return Pairs(np.repeat(changes, size), labels[:n], np.zeros(rest), labels[n:], binary=by == 1.0)
 
 
 def measured(difference: float, low: float | None, high: float | None, metric: str = "prose.perplexity") -> Comparison:
@@ -41,9 +55,10 @@ def measured(difference: float, low: float | None, high: float | None, metric: s
     )  # fmt: skip
 
 
-def judged(n: int, losses: int, gains: int, **rule: Any) -> Finding:
+def judged(n: int, losses: float, gains: float, *, spending: Spending = FIXED, **rule: Any) -> Finding:
     """The finding of a non-inferiority gate on these counts."""
-    return NonInferiority(metric="facts.accuracy", **rule).judge(evidence(paired(n, losses, gains)))
+    sample = {"facts.accuracy": pairs(n, losses, gains)}
+    return NonInferiority(metric="facts.accuracy", **rule).judge(evidence(spending=spending), sample)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +106,9 @@ def test_a_wider_margin_never_turns_a_pass_into_something_worse():
 
 
 @pytest.mark.parametrize(("losses", "gains"), [(0, 0), (4, 4), (10, 0), (40, 2), (2, 30), (9, 3)])
-@pytest.mark.parametrize("n", [200, 2500])
-def test_the_outcome_the_limits_the_p_value_and_the_sentence_agree(n, losses, gains):
-    finding = judged(n, losses, gains)
+@pytest.mark.parametrize(("n", "early"), [(200, 0.0), (2500, 0.0), (200, 0.2), (2500, 0.2)])
+def test_the_outcome_the_limits_the_p_value_and_the_sentence_agree(n, early, losses, gains):
+    finding = judged(n, losses, gains, spending=Spending(early=early))
     numbers = finding.numbers
     assert (finding.outcome == "pass") == (numbers["p_value"] <= numbers["alpha"]) == (numbers["lower"] > -0.02)
     assert (finding.outcome == "fail") == (numbers["upper"] < -0.02)
@@ -109,6 +124,17 @@ def test_a_significant_loss_within_the_margin_passes_and_is_called_worse():
     assert "worse, but within the margin of 3 points" in finding.sentence
 
 
+def test_losses_that_outnumber_gains_raise_an_alarm_which_decides_nothing():
+    finding = judged(3000, 40, 5, margin=0.03)
+    assert finding.outcome == "pass"
+    assert "Regression alarm: losses outnumber gains (p = " in finding.sentence
+    assert finding.numbers["mcnemar"] < 1e-5
+    quiet = judged(3000, 22, 23, margin=0.03)
+    assert quiet.numbers["mcnemar"] > 0.05
+    assert "alarm" not in quiet.sentence
+    assert "alarm" not in judged(300, 30, 0).sentence, "what failed needs no alarm"
+
+
 def test_an_inconclusive_finding_says_how_many_items_would_decide():
     finding = judged(200, 3, 3)
     assert finding.outcome == "inconclusive"
@@ -116,30 +142,146 @@ def test_an_inconclusive_finding_says_how_many_items_would_decide():
     assert f"About {finding.numbers['needed']} items would decide." in finding.sentence
 
 
-def test_the_gate_looks_at_its_own_metric_and_slice():
-    seen = evidence(
-        paired(300, 0, 0), paired(300, 90, 0, "facts.accuracy/reading"), paired(300, 90, 0, "other.accuracy")
-    )
-    assert NonInferiority(metric="facts.accuracy").judge(seen).outcome == "pass"
-    assert NonInferiority(metric="facts.accuracy/reading").judge(seen).outcome == "fail"
+def test_items_that_hang_together_count_for_less_than_as_many_that_do_not():
+    """Red when clusters are ignored: 18 losses among 600 items are 3 points, and here only three passages of six."""
+    gate = NonInferiority(metric="facts.accuracy", margin=0.05)
+    loose = gate.judge(evidence(), {"facts.accuracy": pairs(600, 18, 0)})
+    grouped = gate.judge(evidence(), {"facts.accuracy": pairs(600, 18, 0, size=6)})
+    assert loose.numbers["difference"] == pytest.approx(grouped.numbers["difference"])
+    assert (loose.outcome, grouped.outcome) == ("pass", "inconclusive")
+    assert grouped.numbers["clusters"] == 100
+    assert "600 items in 100 clusters" in grouped.sentence
+    assert "clusters" not in loose.sentence
+    many = gate.judge(evidence(), {"facts.accuracy": pairs(12000, 360, 0, size=6)})
+    assert many.outcome == "pass"
+
+
+def test_scores_in_between_are_judged_as_they_are():
+    """A loss of half a point on an item is half a loss, neither a whole one nor none."""
+    gate = NonInferiority(metric="facts.accuracy", margin=0.05)
+    half = gate.judge(evidence(), {"facts.accuracy": pairs(1000, 60, 0, by=0.5)})
+    assert half.numbers["difference"] == pytest.approx(-0.03)
+    assert (half.numbers["losses"], half.numbers["gains"]) == (60, 0)
+    assert half.outcome == "pass"
+    assert half.numbers["lower"] < -0.03 < half.numbers["upper"]
+    assert gate.judge(evidence(), {"facts.accuracy": pairs(1000, 200, 0, by=0.5)}).outcome == "fail"
+
+
+def test_the_gate_looks_at_its_own_metric_and_slice_by_its_own_margin():
+    seen = {
+        "facts.accuracy": pairs(300, 0, 0),
+        "facts.accuracy/reading": pairs(300, 30, 0),
+        "other.accuracy": pairs(300, 90, 0),
+    }
+    assert NonInferiority(metric="facts.accuracy").judge(evidence(), seen).outcome == "pass"
+    assert NonInferiority(metric="facts.accuracy/reading").judge(evidence(), seen).outcome == "fail"
+    wide = NonInferiority(metric="facts.accuracy/reading", margin=0.2).judge(evidence(), seen)
+    assert wide.outcome == "pass"
+    assert "within the margin of 20 points" in wide.sentence
+    assert "facts.accuracy/reading not worse than 20 points" in wide.gate
 
 
 @pytest.mark.parametrize(
-    "comparisons", [[], [paired(300, 0, 0, "other.accuracy")], [measured(0.0, 0.0, 0.0, "facts.accuracy")]]
+    "seen", [{}, {"other.accuracy": pairs(300, 0, 0)}, {"facts.accuracy/reading": pairs(300, 0, 0)}]
 )
-def test_what_was_not_measured_as_pairs_is_an_error_and_never_a_pass(comparisons):
-    finding = NonInferiority(metric="facts.accuracy").judge(evidence(*comparisons))
+def test_what_was_not_measured_as_pairs_is_an_error_and_never_a_pass(seen):
+    told = evidence(measured(0.0, 0.0, 0.0, "facts.accuracy"))
+    finding = NonInferiority(metric="facts.accuracy").judge(told, seen)
     assert finding.outcome == "error"
-    assert "facts.accuracy was not measured as paired items" in finding.sentence
+    assert (
+        f"facts.accuracy was not measured as paired items (measured: {', '.join(seen) or 'none'})" in finding.sentence
+    )
 
 
-@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1])
-def test_the_level_of_the_interval_is_said_as_it_is(alpha):
-    assert f"{100 * (1 - 2 * alpha):g} % interval" in judged(300, 3, 3, alpha=alpha).sentence
-    assert judged(300, 3, 3, alpha=alpha).numbers["alpha"] == alpha
+def test_a_slice_of_which_nothing_was_reached_is_inconclusive():
+    """The baseline has the slice; the variant was stopped before its first item."""
+    seen = {"facts.accuracy": pairs(48, 20, 0, total=300)}
+    told = evidence(known=("facts.accuracy", "facts.accuracy/rare"))
+    finding = NonInferiority(metric="facts.accuracy/rare").judge(told, seen)
+    assert finding.outcome == "inconclusive"
+    assert "none of its items was reached before the variant was stopped" in finding.sentence
+    assert NonInferiority(metric="facts.accuracy/none").judge(told, seen).outcome == "error"
 
 
-@pytest.mark.parametrize("rule", [{"margin": 0}, {"margin": -0.1}, {"margin": 1}, {"alpha": 0}, {"alpha": 0.5}])
+@pytest.mark.parametrize("attempt", [1, 2, 3])
+def test_an_attempt_is_judged_at_its_own_alpha_and_said(attempt):
+    finding = judged(300, 0, 0, spending=Spending(attempt=attempt, early=0.0), margin=0.05)
+    alpha = 0.05 * 6 / (math.pi * attempt) ** 2
+    assert finding.numbers["alpha"] == pytest.approx(alpha)
+    assert finding.numbers["attempt"] == attempt
+    said = f"Attempt {attempt} on this eval set, judged at alpha {alpha:.2g}."
+    assert (said in finding.sentence) == (attempt > 1)
+
+
+def test_what_passes_at_the_first_attempt_may_be_too_little_at_the_third():
+    outcomes = [judged(160, 0, 0, spending=Spending(attempt=k, early=0.0)).outcome for k in (1, 3)]
+    assert outcomes == ["inconclusive", "inconclusive"], "at no attempt is less asked than the first alpha"
+    outcomes = [judged(200, 0, 0, spending=Spending(attempt=k, early=0.0)).outcome for k in (1, 3)]
+    assert outcomes == ["pass", "inconclusive"]
+
+
+def test_only_the_confirmation_counts_attempts_where_there_is_one():
+    spending = Spending(attempt=3, early=0.0, confirmation="fresh")
+    seen = {"facts.accuracy": pairs(300, 0, 0), "fresh.accuracy": pairs(300, 0, 0)}
+    told = evidence(spending=spending)
+    first = NonInferiority(metric="facts.accuracy").judge(told, seen)
+    last = NonInferiority(metric="fresh.accuracy").judge(told, seen)
+    assert (first.numbers["attempt"], last.numbers["attempt"]) == (1, 3)
+    assert first.numbers["alpha"] == pytest.approx(9 * last.numbers["alpha"])
+    assert "Attempt" not in first.sentence
+
+
+@pytest.mark.parametrize(
+    ("n", "losses", "total", "stopped", "outcome", "said"),
+    [
+        (400, 0, 1000, "pass", "pass", "the margin was already excluded"),
+        (150, 60, 1000, "fail", "fail", "a loss beyond the margin was already shown"),
+        (280, 15, 300, "futile", "inconclusive", "even with every other item right it could not have passed"),
+    ],
+)
+def test_an_early_stop_is_said_with_the_items_answered(n, losses, total, stopped, outcome, said):
+    sample = {"facts.accuracy": pairs(n, losses, 0, total=total)}
+    gate = NonInferiority(metric="facts.accuracy", margin=0.05)
+    spending = Spending()
+    assert gate.look(sample["facts.accuracy"], spending) == stopped
+    finding = gate.judge(evidence(spending=spending), sample)
+    assert (finding.outcome, finding.numbers["stopped"]) == (outcome, stopped)
+    assert f"Stopped early after {n} of {total} items: " in finding.sentence
+    assert said in finding.sentence
+    assert finding.looks[-1].items == n
+    assert all(look.lower <= look.upper for look in finding.looks)
+
+
+def test_a_sample_that_nothing_stopped_is_not_said_to_have_stopped():
+    finding = judged(1000, 5, 5, spending=Spending(), margin=0.05)
+    assert finding.outcome == "pass"
+    assert finding.numbers["stopped"] is None
+    assert "Stopped" not in finding.sentence
+    assert finding.looks, "it was looked at all the same"
+    assert not judged(1000, 5, 5, margin=0.05).looks, "nobody looks at a fixed sample"
+
+
+def test_an_incomplete_sample_that_shows_nothing_yet_never_passes():
+    gate = NonInferiority(metric="facts.accuracy", margin=0.05)
+    few = pairs(48, 0, 0, total=1000)
+    assert gate.look(few, Spending()) is None
+    assert gate.judge(evidence(spending=Spending()), {"facts.accuracy": few}).outcome == "inconclusive"
+
+
+def test_more_rivals_for_one_target_ask_for_more_items_before_an_early_pass():
+    gate = NonInferiority(metric="facts.accuracy", margin=0.05)
+
+    def first(choices: int) -> int:
+        sizes = range(50, 1000, 5)
+        return next(n for n in sizes if gate.look(pairs(n, 0, 0, total=1000), Spending(choices=choices)) == "pass")
+
+    assert first(1) < first(2) < first(4)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"margin": 0}, {"margin": -0.1}, {"margin": 1}, {"margin": 1.5}, {"alpha": 0}, {"alpha": 0.5}],
+)
 def test_a_rule_that_decides_nothing_is_refused(rule):
     with pytest.raises(ValueError, match=next(iter(rule))):
         NonInferiority(metric="facts.accuracy", **rule)
@@ -159,7 +301,7 @@ def test_a_rule_that_decides_nothing_is_refused(rule):
     ],
 )
 def test_a_limit_needs_the_whole_interval_on_one_side(difference, low, high, outcome):
-    finding = Limit(metric="prose.perplexity", at_most=0.1).judge(evidence(measured(difference, low, high)))
+    finding = Limit(metric="prose.perplexity", at_most=0.1).judge(evidence(measured(difference, low, high)), {})
     assert finding.outcome == outcome
     assert f"{difference:+.4f} ln ratio" in finding.sentence
     words = {"pass": "within the limit", "fail": "above the limit", "inconclusive": "too close to tell from the limit"}
@@ -167,16 +309,17 @@ def test_a_limit_needs_the_whole_interval_on_one_side(difference, low, high, out
 
 
 def test_a_limit_on_what_was_not_measured_is_an_error_that_names_what_was():
-    finding = Limit(metric="prose.perplexity", at_most=0.1).judge(evidence(paired(10, 0, 0)))
+    told = evidence(measured(0.0, 0.0, 0.0, "facts.accuracy"))
+    finding = Limit(metric="prose.perplexity", at_most=0.1).judge(told, {})
     assert finding.outcome == "error"
     assert "measured: facts.accuracy" in finding.sentence
 
 
 def test_an_advisory_finding_does_not_block_and_a_limit_is_advisory_unless_said_otherwise():
-    bad = evidence(measured(0.5, 0.4, 0.6), paired(300, 0, 0))
-    advisory = Limit(metric="prose.perplexity", at_most=0.1).judge(bad)
-    blocking = Limit(metric="prose.perplexity", at_most=0.1, advisory=False).judge(bad)
-    passed = NonInferiority(metric="facts.accuracy").judge(bad)
+    bad = evidence(measured(0.5, 0.4, 0.6))
+    advisory = Limit(metric="prose.perplexity", at_most=0.1).judge(bad, {})
+    blocking = Limit(metric="prose.perplexity", at_most=0.1, advisory=False).judge(bad, {})
+    passed = judged(300, 0, 0)
     assert advisory.advisory and not blocking.advisory and not passed.advisory
     assert combine([passed, advisory]) == "pass"
     assert combine([passed, blocking]) == "fail"
@@ -186,4 +329,7 @@ def test_an_advisory_finding_does_not_block_and_a_limit_is_advisory_unless_said_
 def test_a_gate_writes_nothing_and_gives_the_same_finding_twice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert judged(500, 9, 3) == judged(500, 9, 3)
+    sample = {"facts.accuracy": pairs(600, 60, 30, size=3)}
+    gate = NonInferiority(metric="facts.accuracy")
+    assert gate.judge(evidence(), sample) == gate.judge(evidence(), sample), "resamples are seeded"
     assert not list(Path().iterdir())

@@ -96,6 +96,7 @@ def test_a_variants_alias_serves_only_its_own_versions_and_the_baseline(world):
     decision = world.release(SECOND, Result("int4", b"small")).variants[0].decision
     assert decision is not None
     assert (decision.model_version, decision.previous_version) == ("4", "1")
+    assert (decision.action, decision.against) == ("promote", []), "the baseline is what it was judged against already"
 
 
 @pytest.mark.parametrize("alias", ["fp8-candidate", "fp8-previous", "production-previous"])

@@ -29,6 +29,7 @@ GPTQ = {"name": "int4", "scheme": "W4A16", "method": {"kind": "gptq"}}
 SELF = {"kind": "self", "samples": 4, "tokens": 32}
 TWO = {
     "calibration": SELF,
+    "noise_floor": True,
     "variants": [*tiny_recipe()["variants"], GPTQ],
     "registry": {"kind": "mlflow", "name": "tiny", "targets": {"production": {"from": ["int8", "int4"]}}},
 }
@@ -86,9 +87,105 @@ def test_spelling_out_a_default_changes_no_key(planned):
     assert keys(plain) == keys(spelled)
 
 
-def test_a_changed_margin_changes_only_how_it_is_judged(planned):
-    gate = {**tiny_recipe()["gates"][0], "margin": 0.06}
-    assert differing(planned(), planned(gates=[gate])) == {"judge int8", "judge int4"}
+WIDER = [{**tiny_recipe()["gates"][0], "margin": 0.06}]
+
+
+def parts(plan: Plan) -> dict[str, str]:
+    """Label -> the key under which the looks of an eval are kept."""
+    return {stage.label: stage.config["parts"] for stage in plan.stages() if stage.kind == "evaluate"}
+
+
+def test_a_changed_margin_changes_only_how_variants_are_stopped_and_judged_and_keeps_every_answer(planned):
+    before, after = planned(), planned(gates=WIDER)
+    stopped = {"evaluate int8 facts", "evaluate int4 facts"}
+    assert differing(before, after) == {*stopped, "judge int8", "judge int4"}
+    assert parts(before) == parts(after), "what was answered is found again under the new margin"
+
+
+def test_without_early_stopping_a_changed_margin_changes_only_how_it_is_judged(planned):
+    off = {"early_stopping": {"enabled": False}}
+    assert differing(planned(**off), planned(gates=WIDER, **off)) == {"judge int8", "judge int4"}
+
+
+def test_a_limit_or_an_advisory_gate_changes_no_stopping_of_other_evals(planned):
+    evals = [*tiny_recipe()["evals"], {"kind": "text", "name": "prose", "path": str(TINY / "heldout.txt")}]
+    limit = {"kind": "limit", "metric": "prose.perplexity", "at_most": 0.1}
+    gates = tiny_recipe()["gates"]
+    before = planned(evals=evals, gates=[*gates, limit])
+    after = planned(evals=evals, gates=[*gates, {**limit, "at_most": 0.2, "advisory": False}])
+    assert differing(before, after) == {"judge int8", "judge int4"}
+
+
+@pytest.mark.parametrize("early", [{"look": 96}, {"share": 0.4}, {"enabled": False}])
+def test_how_looks_are_taken_is_in_the_keys_and_a_size_is_in_all_arms(planned, early):
+    changed = differing(planned(), planned(early_stopping=early))
+    variants = {"evaluate int8 facts", "evaluate int4 facts", "judge int8", "judge int4"}
+    baseline = {"evaluate baseline facts", "evaluate noise-floor facts"} if "look" in early else set()
+    assert changed == variants | baseline
+
+
+def test_a_later_attempt_is_measured_from_the_same_answers_and_judged_at_its_own_number(planned):
+    way = planned().variants[0]
+    first, second = way.measured(1), way.measured(2)
+    one, other = first.evaluate["facts"], second.evaluate["facts"]
+    assert one.key != other.key
+    assert one.config["parts"] == other.config["parts"]
+    assert [stage.config["spending"]["attempt"] for stage in (one, other)] == [1, 2]
+    rules = [measured.judges[-1].config["rules"] for measured in (first, second)]
+    assert [rule["spending"]["attempt"] for rule in rules] == [1, 2]
+    assert rules[0]["rules_digest"] == rules[1]["rules_digest"], "the recipe's rules are the same"
+
+
+def test_a_plan_at_given_attempts_holds_their_stages(planned):
+    plan = planned()
+    again = {stage.label: stage.key for stage in plan.stages({"int4": 2})}
+    before = keys(plan)
+    assert {label for label in before if before[label] != again[label]} == {"evaluate int4 facts", "judge int4"}
+
+
+def test_variants_that_compete_for_a_target_share_its_error_rate_and_others_do_not(planned):
+    def choices(plan: Plan) -> list[int]:
+        return [way.measured(1).evaluate["facts"].config["spending"]["choices"] for way in plan.variants]
+
+    alone = {"kind": "mlflow", "name": "tiny", "targets": {"a": {"from": ["int8"]}, "b": {"from": ["int4"]}}}
+    assert choices(planned()) == [2, 2]
+    assert choices(planned(registry=alone)) == [1, 1]
+    assert choices(planned(only=("int8",))) == [2], "a verdict does not depend on --only"
+
+
+def test_the_noise_floor_is_the_baseline_in_other_batches_and_another_order(planned):
+    plan = planned()
+    noise, baseline = plan.noise["facts"], plan.baseline["facts"]
+    assert noise.label == "evaluate noise-floor facts"
+    assert noise.config["seed"] != baseline.config["seed"]
+    assert noise.config["engine"] != baseline.config["engine"]
+    assert noise.key != baseline.key
+    assert noise.inputs["reference"] is baseline
+    assert not noise.config["gates"], "the baseline is never stopped"
+    quiet = planned(noise_floor=False)
+    assert not quiet.noise
+    assert all("noise-floor" not in label for label in keys(quiet))
+    for way in plan.variants:
+        assert way.measured(1).judges[-1].inputs["noise.facts"] is noise
+
+
+def test_the_confirmation_is_measured_last_and_alone_counts_attempts(planned):
+    evals = [{"kind": "items", "name": name, "path": str(TINY / "items.jsonl")} for name in ("fresh", "facts")]
+    gates = [{"kind": "noninferiority", "metric": f"{name}.accuracy", "margin": 0.05} for name in ("fresh", "facts")]
+    confirmed, plain = planned(evals=evals, gates=gates, confirmation="fresh"), planned(evals=evals, gates=gates)
+    assert list(confirmed.variants[0].measured(1).evaluate) == ["facts", "fresh"]
+    assert list(plain.variants[0].measured(1).evaluate) == ["fresh", "facts"]
+    assert confirmed.counted != plain.counted
+
+
+def test_attempts_are_counted_on_the_items_of_blocking_tests(planned):
+    evals = [*tiny_recipe()["evals"], {"kind": "text", "name": "prose", "path": str(TINY / "heldout.txt")}]
+    limit = {"kind": "limit", "metric": "prose.perplexity", "at_most": 0.1, "advisory": False}
+    gates = tiny_recipe()["gates"]
+    same = {planned().counted, planned(evals=evals, gates=[*gates, limit]).counted, planned(gates=WIDER).counted}
+    assert len(same) == 1, "neither a margin nor a text makes it another eval set"
+    asked = [{**tiny_recipe()["evals"][0], "max_new_tokens": 8}]
+    assert planned(evals=asked).counted not in same
 
 
 def test_a_changed_calibration_changes_only_the_way_of_calibrated_variants(planned):
@@ -109,7 +206,7 @@ def test_a_changed_eval_item_changes_answers_and_verdicts_and_no_model(planned, 
     other.write_text("\n".join([json.dumps(first), *items[1:]]), encoding="utf-8")
     changed = differing(planned(), planned(evals=[{"kind": "items", "name": "facts", "path": str(other)}]))
     assert {label.split()[0] for label in changed} == {"evaluate", "judge"}
-    assert len(changed) == 5
+    assert len(changed) == 6, "baseline, noise floor, and two of each variant"
 
 
 def test_the_same_bytes_in_another_place_change_no_key(planned, tmp_path):
@@ -143,10 +240,10 @@ def test_a_changed_model_changes_every_key(planned, tmp_path):
     ],
 )
 def test_the_version_of_a_library_is_in_the_keys_of_what_it_touches(planned, monkeypatch, library, kinds):
-    before, version = planned(), metadata.version
+    before, version = keys(planned()), metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99" if name == library else version(name))
-    changed = differing(before, planned())
-    assert {label.split()[0] for label in changed if "baseline" not in label} == kinds
+    changed = {label for label, key in keys(planned()).items() if key != before[label]}
+    assert {label.split()[0] for label in changed if not {"baseline", "noise-floor"} & set(label.split())} == kinds
     assert "fetch" not in changed
 
 
@@ -182,10 +279,17 @@ def test_only_plans_the_variants_that_are_named(planned):
         planned(only=("int9",))
 
 
-def test_a_variant_that_is_refused_is_judged_under_another_key(planned):
-    for way in planned().variants:
-        assert way.judge.key != way.refuse.key
-        assert not [label for label in way.refuse.inputs if label.startswith("variant.")]
+def test_a_variant_is_judged_on_as_many_evals_as_were_run_each_under_a_key_of_its_own(planned):
+    evals = [*tiny_recipe()["evals"], {"kind": "text", "name": "prose", "path": str(TINY / "heldout.txt")}]
+    for way in planned(evals=evals).variants:
+        measured = way.measured(1)
+        assert list(measured.evaluate) == ["prose", "facts"], "texts first: they have no early end"
+        assert len({judge.key for judge in measured.judges}) == len(measured.judges) == 3
+        names = [[label for label in judge.inputs if label.startswith("variant.")] for judge in measured.judges]
+        assert names == [[], ["variant.prose"], ["variant.prose", "variant.facts"]]
+        skipped = [judge.config["rules"]["skipped"] for judge in measured.judges]
+        assert skipped == [["prose", "facts"], ["facts"], []]
+        assert len({judge.config["rules"]["rules_digest"] for judge in measured.judges}) == 1
 
 
 def test_a_plan_from_a_config_alone_says_what_only_the_weights_could_tell():
@@ -220,7 +324,8 @@ def test_a_plan_against_a_hub_that_serves_a_config_has_keys_and_the_commit(tmp_p
         other = plan("--set", "model.revision=next")
         assert not [path for path in hub.requests if "safetensors" in path], "a plan downloads no weights"
     kinds = [stage["kind"] for stage in document["stages"]]
-    assert kinds == ["fetch", "calibrate", "evaluate", "evaluate", "quantize", "prove", "evaluate", "evaluate", "judge"]
+    arms = [*["evaluate"] * 4, "quantize", "prove", "evaluate", "evaluate", "judge"]
+    assert kinds == ["fetch", "calibrate", *arms], "baseline and noise floor on two evals, then the variant"
     assert all(len(stage["key"]) == 64 for stage in document["stages"])
     assert document["model"]["parameters"] == 8_030_261_248
     assert pinned["stages"] == document["stages"], "a revision is known by its commit"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from program import command, tiny_recipe, write_recipe
@@ -13,6 +15,7 @@ from quantize.device import Device, _visible, choose
 from quantize.plan import make_plan
 from quantize.preflight import check, estimates
 from quantize.recipe import load
+from quantize.stats import least_items
 from quantize.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +52,12 @@ def test_a_group_size_is_held_against_a_config_alone_too(tmp_path):
     assert "Set group_size to 32 or 64." in result.stderr
 
 
-def items_of(folder: Path, count: int, slices: dict[str, int] | None = None) -> Path:
-    """An eval set of `count` items without a slice, and some in slices."""
+def items_of(folder: Path, count: int, slices: dict[str, int] | None = None, size: int = 1) -> Path:
+    """An eval set of `count` items without a slice, and some in slices; `size` of them hang together."""
     names = [None] * count + [name for name, size in (slices or {}).items() for _ in range(size)]
     lines = [
         {"id": str(i), "prompt": f"{i}", "choices": [" a", " b"], "answer": 0, **({"slice": name} if name else {})}
+        | ({"cluster": f"passage {i // size}"} if size > 1 else {})
         for i, name in enumerate(names)
     ]
     path = folder / "items.jsonl"
@@ -61,15 +65,20 @@ def items_of(folder: Path, count: int, slices: dict[str, int] | None = None) -> 
     return path
 
 
-def gated(folder: Path, items: Path, metric: str, margin: float) -> Path:
+def gated(folder: Path, items: Path, metric: str, margin: float, **recipe: Any) -> Path:
     """The tiny recipe with one eval set and one gate."""
     return write_recipe(
         folder,
         tiny_recipe(
             evals=[{"kind": "items", "name": "facts", "path": str(items)}],
             gates=[{"kind": "noninferiority", "metric": metric, "margin": margin}],
+            **recipe,
         ),
     )
+
+
+#: What a gate's last test has of alpha at a first attempt: 0.05, less what later attempts and early stopping may spend.
+SPENT = 0.8 * 6 / math.pi**2 * 0.05
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
@@ -77,11 +86,57 @@ def test_too_few_items_for_the_margin_are_refused_with_the_number_and_the_margin
     path = gated(tmp_path, items_of(tmp_path, 100), "facts.accuracy", 0.02)
     said = refused(verb, path)
     assert "gates facts.accuracy: 100 items cannot show a loss below 2 points" in said
-    assert "at least 149 are needed" in said
-    assert "raise the margin to 3.0 points" in said
+    assert 0.98**193 < SPENT < 0.98**183, "no fewer than 184; the exact test is a little stricter"
+    assert "at least 193 are needed at the alpha of 0.024" in said
+    assert "raise the margin to 3.9 points" in said
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 59, 100, 148])
+def test_the_least_number_of_items_follows_from_the_alpha_that_is_spent(tmp_path):
+    """Red when the whole alpha, or another share of it, is planned with."""
+
+    def least(**recipe: Any) -> int:
+        path = gated(tmp_path, items_of(tmp_path, 10), "facts.accuracy", 0.02, **recipe)
+        found = load(path).recipe
+        (said,) = check(found, found.model.facts(), choose("cpu"), tmp_path, tuple(found.variants)).problems
+        return int(said.rsplit("at least ", 1)[1].split()[0])
+
+    assert least() == least_items(0.02, SPENT)
+    assert least(early_stopping={"share": 0.6}) == least_items(0.02, SPENT / 2)
+    assert least(early_stopping={"enabled": False}) == least_items(0.02, SPENT / 0.8)
+    assert least(early_stopping={"enabled": False}) < least() < least(early_stopping={"share": 0.6})
+
+
+def test_clusters_are_what_counts_where_items_hang_together(tmp_path):
+    """400 items would do; 40 passages of ten are no more than 40 items."""
+    path = items_of(tmp_path, 400, size=10)
+    said = refused("plan", gated(tmp_path, path, "facts.accuracy", 0.02))
+    assert "gates facts.accuracy: 40 clusters (400 items, 10 in the largest) cannot show a loss below 2 points" in said
+    assert "at least 185 are needed" in said or "at least 184 are needed" in said
+    assert "Add clusters, or raise the margin to" in said
+    assert command("plan", gated(tmp_path, path, "facts.accuracy", 0.09)).returncode == 0
+
+
+def test_unequal_clusters_need_more_than_equal_ones(tmp_path):
+    """One passage of thirty among small ones: what it could change alone is much."""
+    equal = items_of(tmp_path, 400, size=2)
+    assert command("plan", gated(tmp_path, equal, "facts.accuracy", 0.05)).returncode == 0
+    lines = equal.read_text(encoding="utf-8").splitlines()
+    joined = [json.dumps({**json.loads(line), "cluster": "long"}) for line in lines[:30]]
+    equal.write_text("\n".join([*joined, *lines[30:]]), encoding="utf-8")
+    assert "30 in the largest) cannot show a loss below 5 points" in refused(
+        "plan", gated(tmp_path, equal, "facts.accuracy", 0.05)
+    )
+
+
+def test_the_power_is_told_for_the_alpha_that_is_spent_and_clusters_are_named(tmp_path):
+    recipe = load(gated(tmp_path, items_of(tmp_path, 400, size=2), "facts.accuracy", 0.05)).recipe
+    found = check(recipe, recipe.model.facts(), choose("cpu"), tmp_path, tuple(recipe.variants))
+    (note,) = found.notes
+    assert note.startswith("facts.accuracy: 400 items in 200 clusters (the table is for unclustered ones)")
+    assert "alpha 0.024" in note
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 59, 100, 192])
 def test_the_margin_and_the_number_that_are_named_would_do_and_less_would_not(tmp_path, count):
     def problems(items: int, margin: float) -> tuple[str, ...]:
         folder = tmp_path / f"{items}-{margin}"
@@ -100,7 +155,7 @@ def test_the_margin_and_the_number_that_are_named_would_do_and_less_would_not(tm
 
 
 def test_too_few_items_in_a_slice_are_refused_though_the_whole_set_is_large(tmp_path):
-    items = items_of(tmp_path, 300, {"reading": 40, "maths": 60})
+    items = items_of(tmp_path, 300, {"reading": 40, "maths": 90})
     said = refused("plan", gated(tmp_path, items, "facts.accuracy/reading", 0.05))
     assert "gates facts.accuracy/reading: 40 items cannot show a loss below 5 points" in said
     assert command("plan", gated(tmp_path, items, "facts.accuracy/maths", 0.05)).returncode == 0

@@ -88,7 +88,29 @@ def test_the_schema_in_the_repository_is_the_one_that_the_program_prints():
         ("gates.0.advisory", True, "gates: every gate is advisory"),
         ("gates.0.margin", "high", "gates.0.margin: input should be a valid number"),
         ("gates.0.margin", -0.02, "gates.0.margin: input should be greater than 0"),
+        ("gates.0.margin", 0, "gates.0.margin: input should be greater than 0"),
+        ("gates.0.margin", 1, "gates.0.margin: input should be less than 1"),
+        ("gates.0.margin", 2, "gates.0.margin: input should be less than 1"),
+        ("gates.0.alpha", 0.5, "gates.0.alpha: input should be less than or equal to 0.2"),
         ("gates.0.margin", float("nan"), "gates.0.margin: "),
+        ("early_stopping", {"look": 0}, "early_stopping.look: input should be greater than or equal to 8"),
+        ("early_stopping", {"look": 5000}, "early_stopping.look: input should be less than or equal to 4096"),
+        ("early_stopping", {"look": 48.5}, "early_stopping.look: input should be a valid integer"),
+        ("early_stopping", {"share": 0}, "early_stopping.share: input should be greater than 0"),
+        ("early_stopping", {"share": 1}, "early_stopping.share: input should be less than 1"),
+        ("early_stopping", {"shares": 0.2}, "early_stopping.shares: there is no key 'shares' here. Did you mean 'share'?"),
+        ("early_stopping", {"enabled": "perhaps"}, "early_stopping.enabled: input should be a valid boolean"),
+        ("noise_floor", "loud", "noise_floor: input should be a valid boolean"),
+        ("evals.0.generations", 0, "evals.0.generations: input should be greater than or equal to 1"),
+        ("evals.0.generations", 65, "evals.0.generations: input should be less than or equal to 64"),
+        ("evals.0.generations", 4, "evals.0: several generations at temperature 0 are all the same: set a temperature"),
+        ("evals.0.temperature", -1, "evals.0.temperature: input should be greater than or equal to 0"),
+        ("confirmation", "fact", "confirmation: 'fact' is not an eval of this recipe. Did you mean 'facts'?"),
+        ("confirmation", "facts", "confirmation: every gate looks at 'facts': a confirmation needs another eval to pass first"),
+        ("registry.trade", {"smaller_by": 0.3}, "registry.trade.margin: the key 'margin' is missing"),
+        ("registry.trade", {"smaller_by": 1, "margin": 0.1}, "registry.trade.smaller_by: input should be less than 1"),
+        ("registry.trade", {"smaller_by": 0.3, "margin": 0}, "registry.trade.margin: input should be greater than 0"),
+        ("variants.0.name", "noise-floor", "variants.0.name: a variant may not be called 'noise-floor'"),
         ("seed", [1], "seed: input should be a valid integer"),
         ("variants", "int8", "variants: input should be a valid list"),
         ("variants", [], "variants: list should have at least 1 item"),
@@ -109,6 +131,43 @@ def test_the_schema_in_the_repository_is_the_one_that_the_program_prints():
 def test_a_wrong_value_is_said_with_its_place_and_the_nearest_right_name(tmp_path, address, value, says):
     found = problems_of(changed(tmp_path, address, value))
     assert any(says in problem and problem.startswith("recipe.yaml:") for problem in found), found
+
+
+def two_evals(*gated: str, advisory: bool = False) -> dict[str, Any]:
+    """The tiny recipe with a second eval, `fresh`, and a gate on each eval that is named."""
+    gates = [{"kind": "noninferiority", "metric": f"{name}.accuracy", "margin": 0.05} for name in gated]
+    gates += [{"kind": "noninferiority", "metric": "fresh.accuracy", "advisory": True}] if advisory else []
+    evals = [{"kind": "items", "name": name, "path": str(TINY / "items.jsonl")} for name in ("facts", "fresh")]
+    return tiny_recipe(evals=evals, gates=gates, confirmation="fresh")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (two_evals("facts"), "no gate looks at 'fresh', so it confirms nothing"),
+        (two_evals("facts", advisory=True), "no gate looks at 'fresh', so it confirms nothing"),
+        (two_evals("fresh"), "every gate looks at 'fresh': a confirmation needs another eval to pass first"),
+    ],
+)
+def test_a_confirmation_that_could_confirm_nothing_is_refused_at_its_line(tmp_path, recipe, says):
+    path = write_recipe(tmp_path, recipe)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, 1) if line.startswith("confirmation:"))
+    assert problems_of(path) == [f"recipe.yaml:{number} confirmation: {says}"]
+
+
+def test_a_confirmation_with_a_gate_of_its_own_is_run_last(tmp_path):
+    recipe = load(write_recipe(tmp_path, two_evals("fresh", "facts"))).recipe
+    assert [metric.name for metric in recipe.ordered_evals()] == ["facts", "fresh"]
+    assert recipe.spending("int8", 3).attempt_at("fresh.accuracy") == 3
+    assert recipe.spending("int8", 3).attempt_at("facts.accuracy") == 1
+
+
+def test_without_early_stopping_no_share_of_alpha_is_set_aside(make_recipe):
+    assert load(make_recipe()).recipe.spending("int8", 1).early == 0.2
+    assert load(make_recipe(early_stopping={"share": 0.5})).recipe.spending("int8", 1).early == 0.5
+    off = load(make_recipe(early_stopping={"share": 0.5, "enabled": False})).recipe
+    assert off.spending("int8", 1).early == 0
 
 
 def test_a_problem_names_the_line_of_the_key(tmp_path):
@@ -276,7 +335,14 @@ def places(node: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     [None, True, 0, -1, 1.5, float("inf"), "", "x", "a.b/c", [], [1], [[]], {}, {"kind": "x"}, {"kind": []}, {"a": {}}],
 )
 def test_an_odd_value_anywhere_is_told_with_a_place_and_never_ends_in_a_crash(tmp_path, odd):
-    whole = tiny_recipe(calibration={"kind": "self"}, engine={"kind": "transformers"}, resources={"threads": 2})
+    whole = tiny_recipe(
+        calibration={"kind": "self"},
+        engine={"kind": "transformers"},
+        resources={"threads": 2},
+        early_stopping={"enabled": True, "look": 32, "share": 0.2},
+        confirmation="facts",
+    )
+    whole["registry"]["trade"] = {"smaller_by": 0.3, "margin": 0.02}
     for place in places(whole):
         recipe = copy.deepcopy(whole)
         node: Any = recipe

@@ -28,6 +28,7 @@ pytest_plugins = ["release_fixtures"]
 FIRST = Result("fp8", b"first" * 100)
 SECOND = Result("fp8", b"second" * 90)
 SMALL = Result("int4", b"small" * 10, lower=-0.04)
+WORSE = range(30, 80)  # 50 items of 300 lost, of which the baseline had 40
 MODULES = ("release.py", "promotion.py", "operate.py")
 
 
@@ -220,12 +221,13 @@ def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
     assert runs[record.run].data.params["gates.0.margin"] == "0.05"
     assert runs["int4"].data.tags["quantize.action"] == "reject"
     differences = {"", ".low", ".high"}
-    extra = {f"facts.accuracy/slice ü.difference{end}" for end in differences}
+    extra = {"attempt"} | {f"facts.accuracy/slice ü.difference{end}" for end in differences}
     assert set(runs["fp8"].data.metrics) == set(runs["int4"].data.metrics) == set(runs["baseline"].data.metrics) | extra
     papers = {file.path for file in mlflow.list_artifacts(runs["fp8"].info.run_id)}
     assert papers == {"decision.json", "verdict.json", "evidence.json", "rows"}
-    rows = mlflow.list_artifacts(runs["fp8"].info.run_id, "rows/facts")
-    assert [file.path for file in rows] == ["rows/facts/rows.parquet"]
+    for arm in ("baseline", "fp8", "int4"):
+        rows = mlflow.list_artifacts(runs[arm].info.run_id, "rows/facts")
+        assert [file.path for file in rows] == ["rows/facts/rows.parquet"]
     kept = {file.path for file in mlflow.list_artifacts(parent)}
     assert kept == {"recipe.yaml", "report.md", "run.json"}
 
@@ -304,7 +306,8 @@ def work(world: World, what: str) -> None:
     if what == "first release":
         world.release(FIRST)
     elif what == "second release":
-        world.release(SECOND, Result("int4", SMALL.weights, "fail"))
+        # Three of a kind: one promoted, one refused, one held because the champion of its variant is better.
+        world.release(SECOND, Result("int4", SMALL.weights, "fail"), Result("nf4", b"worse" * 40, lost=WORSE))
     elif what == "rollback":
         operate.rollback(world.registry, "fp8", None, "customers complain", "eva")
     else:
@@ -331,6 +334,7 @@ def prepared(world: World, what: str) -> None:
     if what != "first release":
         world.release(FIRST)
     if what == "second release":
+        world.release(Result("nf4", b"other" * 50))
         world.release(Result("fp8", SECOND.weights, "inconclusive"))  # the version was decided by another verdict
     if what in ("rollback", "promote"):
         world.release(SECOND)
@@ -372,7 +376,7 @@ def test_a_kill_at_any_step_is_finished_by_running_again(world, killable, undist
     process.join(120)
     assert process.exitcode == -signal.SIGKILL, f"{point} was never reached"
     served = alias_map(world.registry.versions()).get("fp8")
-    assert served in (None, "2", "3"), "between two steps the alias always points at a version that passed"
+    assert served in (None, "2", "4" if what == "second release" else "3"), "the alias always points at what passed"
     work(world, what)
     assert facts(world) == undisturbed[what]
 

@@ -6,11 +6,15 @@ straddles the limit is inconclusive. Advisory by default, as a bound on an avera
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
-from quantize.evidence import Evidence
+from quantize.evidence import Evidence, Spending
 from quantize.record import Record
 from quantize.verdict import Finding, Outcome
+
+if TYPE_CHECKING:
+    from quantize.stats import Pairs
 
 __all__ = ["Limit"]
 
@@ -23,7 +27,10 @@ class Limit(Record):
     at_most: float
     advisory: bool = True
 
-    def judge(self, evidence: Evidence) -> Finding:
+    def look(self, pairs: Pairs | None, spending: Spending) -> None:
+        """Nothing is certain before the end: these numbers have no bound."""
+
+    def judge(self, evidence: Evidence, pairs: Mapping[str, Pairs]) -> Finding:
         """Compare the difference, with its interval, with the limit."""
         comparison = next((c for c in evidence.comparisons if c.metric == self.metric), None)
         if comparison is None:

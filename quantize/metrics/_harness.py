@@ -7,6 +7,7 @@ the interpreter, so they are rendered in Jinja's sandbox.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from typing import Any
 
 from quantize.errors import DataError
 
-__all__ = ["generation_stops", "make_task", "run_tasks", "sandboxed_templates"]
+__all__ = ["fix_fewshot", "generation_stops", "make_task", "run_tasks", "sandboxed_templates"]
 
 Sample = dict[str, Any]
+
+#: The seed of few-shot examples that `lm_eval` itself takes by default.
+_FEWSHOT_SEED = 1234
 
 
 def make_task(name: str, documents: list[dict[str, Any]], config: dict[str, Any]) -> Any:
@@ -32,15 +36,23 @@ def make_task(name: str, documents: list[dict[str, Any]], config: dict[str, Any]
         return ConfigurableTask(config={"task": name, "test_split": "test", "custom_dataset": load, **config})
 
 
-def run_tasks(lm: Any, tasks: dict[str, Any], limit: int | None = None) -> dict[str, list[Sample]]:
-    """Samples per task, as the harness logs them: `doc`, `filter`, `resps`, `target` and each metric of the task."""
+def run_tasks(
+    lm: Any, tasks: dict[str, Any], *, seed: int, documents: dict[str, list[int]] | None = None
+) -> dict[str, list[Sample]]:
+    """Samples per task, as the harness logs them: `doc`, `filter`, `resps`, `target` and each metric of the task.
+
+    `documents` are the numbers of the documents to ask, by task; all where it is None. They are sorted here: of an
+    unsorted list the harness logs wrong numbers. `seed` is that of sampled answers.
+    """
+    import torch
     from lm_eval.evaluator import evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    torch.manual_seed(seed)
     result = evaluate(
         lm=lm,
         task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
-        limit=limit,
+        samples={name: sorted(numbers) for name, numbers in documents.items()} if documents is not None else None,
         bootstrap_iters=0,
         log_samples=True,
         cache_requests=False,
@@ -49,6 +61,36 @@ def run_tasks(lm: Any, tasks: dict[str, Any], limit: int | None = None) -> dict[
         raise DataError("lm-eval returned nothing.")
     samples: dict[str, list[Sample]] = result["samples"]
     return samples
+
+
+def fix_fewshot(task: Any, documents: list[dict[str, Any]]) -> None:
+    """Give every document the examples that it gets when all are asked in their own order.
+
+    The harness draws examples from one generator as it goes, so what a document is shown depends on what was asked
+    before it: looks in a seeded order, or a resumed run, would ask other questions under the same id. It also keeps a
+    document out of its own examples only where `fewshot_split` names the test split; here it is kept out wherever the
+    examples come from the documents, because they show the answer.
+    """
+    shots = task.config.num_fewshot or 0
+    if not shots:
+        return
+    task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    if not {_text(document) for document in documents}.isdisjoint(map(_text, task.sampler.fewshot_docs())):
+        # What the harness compares to see whether the examples are the documents themselves.
+        task.fewshot_cfg.split = task.config.test_split
+    draw = task.fewshot_context
+    plain = {"system_instruction": None, "apply_chat_template": False, "fewshot_as_multiturn": False}
+    contexts = {
+        _text(document): draw(
+            document, num_fewshot=shots, chat_template=None, gen_prefix=task.doc_to_prefix(document), **plain
+        )
+        for document in documents
+    }
+    task.fewshot_context = lambda doc, **_: contexts[_text(doc)]
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, default=repr)
 
 
 def generation_stops(lm: Any) -> list[str]:

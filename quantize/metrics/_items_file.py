@@ -62,6 +62,13 @@ def load_items(path: str) -> list[Item]:
             items.append(item)
     if not items:
         raise DataError("there are no items.", where=path, fix=_EXAMPLE)
+    bare = [item.id for item in items if item.cluster is None]
+    if 0 < len(bare) < len(items):
+        raise DataError(
+            f"item {bare[0]!r} has no cluster and others have ({len(bare)} of {len(items)} have none).",
+            where=seen[bare[0]],
+            fix="Give every item a cluster, one of its own where it stands alone, or none at all.",
+        )
     return items
 
 

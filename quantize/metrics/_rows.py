@@ -1,21 +1,16 @@
-"""Per-item rows: written once by the arm that answered, joined by item id, compared pair by pair."""
+"""Rows of items: written once by the arm that answered, and read back."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from quantize.errors import DataError
-from quantize.evidence import Comparison, Measurement
-from quantize.stats import noninferiority, wilson_interval
+from quantize.evidence import Measurement
+from quantize.protocols import Row
+from quantize.stats import wilson_interval
 
-__all__ = ["compare_items", "item_measurements", "read_rows", "write_rows"]
-
-Row = dict[str, Any]
-
-#: One-sided level of the limits that are shown where no gate has its own.
-_ALPHA = 0.05
+__all__ = ["check_scores", "item_measurements", "read_rows", "write_rows"]
 
 
 def write_rows(rows: list[Row], columns: dict[str, str], out: Path) -> None:
@@ -40,91 +35,48 @@ def read_rows(artifact: Path) -> list[Row]:
     return rows
 
 
+def check_scores(rows: list[Row], where: str) -> None:
+    """Every score a number in [0, 1]. Raises DataError naming the first item whose score is not."""
+    for row in rows:
+        score = row["score"]
+        if score is None or not math.isfinite(score):
+            raise DataError(f"item {row['item_id']!r} has the score {score}.", where=where)
+        if not 0 <= score <= 1:
+            raise DataError(
+                f"item {row['item_id']!r} has the score {score}, which is not between 0 and 1.",
+                where=where,
+                fix="Choose a metric whose scores are shares: margins are shares of it.",
+            )
+
+
 def item_measurements(name: str, rows: list[Row]) -> list[Measurement]:
-    """Accuracy over all rows, then per slice, each with its 95 % Wilson interval."""
+    """Accuracy over all rows and per slice; of generated answers also how many hold one, and their length in tokens."""
     groups = {"": rows}
     for row in rows:
         if row["slice"] is not None:
             groups.setdefault(f"/{row['slice']}", []).append(row)
-    found = []
-    for suffix, group in groups.items():
-        right = sum(row["score"] for row in group)
-        binary = all(row["score"] in (0.0, 1.0) for row in group)
-        interval = wilson_interval(round(right), len(group)) if binary else None
+    found = [_share(f"{name}.accuracy{suffix}", [row["score"] for row in group]) for suffix, group in groups.items()]
+    read = [row for row in rows if row["parsed"] is not None]
+    if read:
+        found.append(_share(f"{name}.parsed", [row["parsed"] for row in read]))
+        mean = sum(row["tokens"] for row in read) / len(read)
         found.append(
-            Measurement(
-                name=f"{name}.accuracy{suffix}",
-                value=right / len(group),
-                unit="share",
-                n=len(group),
-                direction="higher",
-                low=interval.lower if interval else None,
-                high=interval.upper if interval else None,
-            )
+            Measurement(name=f"{name}.output_tokens", value=mean, unit="tokens", n=len(read), direction="lower")
         )
     return found
 
 
-def compare_items(name: str, baseline: Path, variant: Path) -> list[Comparison]:
-    """Join on (item, filter) and count gains and losses, over all items and per slice."""
-    left, right = (_keyed(read_rows(path), path) for path in (baseline, variant))
-    for one, other, arm in ((left, right, "the variant"), (right, left, "the baseline")):
-        lost = sorted(set(one) - set(other))
-        if lost:
-            raise DataError(f"{arm} has no row for item {lost[0][0]!r} ({len(lost)} missing).", fix=_AGAIN)
-    pairs = []
-    for key in sorted(left):
-        if left[key]["prompt_sha256"] != right[key]["prompt_sha256"]:
-            raise DataError(f"the arms were asked different things under item {key[0]!r}.", fix=_AGAIN)
-        if left[key]["target"] != right[key]["target"]:
-            raise DataError(f"the arms were scored against different answers to item {key[0]!r}.", fix=_AGAIN)
-        pairs.append((left[key], right[key]))
-    slices = sorted({str(pair[0]["slice"]) for pair in pairs if pair[0]["slice"] is not None})
-    found = [_compare(f"{name}.accuracy", pairs)]
-    found += [_compare(f"{name}.accuracy/{s}", [pair for pair in pairs if pair[0]["slice"] == s]) for s in slices]
-    return found
-
-
-_AGAIN = "The eval set changed between the arms: run again, so that both are measured on one set."
-
-
-def _keyed(rows: list[Row], artifact: Path) -> dict[tuple[str, str], Row]:
-    found: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (str(row["item_id"]), str(row["filter"]))
-        if key in found:
-            raise DataError(f"item {key[0]!r} has two rows.", where=str(artifact), fix=_AGAIN)
-        score = row["score"]
-        if score is None or not math.isfinite(score):
-            raise DataError(f"item {key[0]!r} has the score {score}.", where=str(artifact))
-        if score not in (0.0, 1.0):
-            raise DataError(
-                f"item {key[0]!r} has the score {score}; only right (1) and wrong (0) can be compared.",
-                where=str(artifact),
-                fix="Choose a metric that scores an item 0 or 1.",
-            )
-        found[key] = row
-    if not found:
-        raise DataError("there are no rows.", where=str(artifact))
-    return found
-
-
-def _compare(metric: str, pairs: list[tuple[Row, Row]]) -> Comparison:
-    """Counts of a paired comparison; the limits are the non-inferiority test's, whatever the margin."""
-    n = len(pairs)
-    losses = sum(before["score"] > after["score"] for before, after in pairs)
-    gains = sum(before["score"] < after["score"] for before, after in pairs)
-    test = noninferiority(losses, gains, n, margin=0.05, alpha=_ALPHA)
-    return Comparison(
-        metric=metric,
+def _share(name: str, scores: list[float]) -> Measurement:
+    """A mean score, with its 95 % Wilson interval where every score is 0 or 1."""
+    total, n = sum(scores), len(scores)
+    binary = all(score in (0.0, 1.0) for score in scores)
+    interval = wilson_interval(round(total), n) if binary and n else None
+    return Measurement(
+        name=name,
+        value=total / n if n else 0.0,
         unit="share",
-        baseline=sum(before["score"] for before, _ in pairs) / n,
-        variant=sum(after["score"] for _, after in pairs) / n,
-        difference=(gains - losses) / n,
-        low=test.lower,
-        high=test.upper,
-        level=1 - 2 * _ALPHA,
         n=n,
-        method=test.method,
-        extra={"losses": losses, "gains": gains, "ties": n - losses - gains},
+        direction="higher",
+        low=interval.lower if interval else None,
+        high=interval.upper if interval else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from contextlib import nullcontext
@@ -13,10 +14,12 @@ from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
-from quantize.metrics._harness import generation_stops, run_tasks, sandboxed_templates
-from quantize.metrics._rows import compare_items, item_measurements, write_rows
+from quantize.metrics._harness import fix_fewshot, generation_stops, run_tasks, sandboxed_templates
+from quantize.metrics._looks import answer_in_looks
+from quantize.metrics._pairs import compare_items, pair_items
+from quantize.metrics._rows import check_scores, item_measurements, read_rows, write_rows
 from quantize.metrics._task_yaml import forbid_code, read_files
-from quantize.protocols import Progress, Session
+from quantize.protocols import EvaluateJob, Row, Session
 from quantize.record import Record, digest, file_sha256
 
 __all__ = ["LmEvalTask"]
@@ -26,8 +29,9 @@ class LmEvalTask(Record):
     """`task` is a task's name, known to the harness or found in the YAML files of `include_path`, or a YAML file.
 
     A YAML file is looked up in `include_path`, or in the working directory where that is not given. `metric` and
-    `filter` choose which of the task's scores counts. `limit` takes the first documents only. YAML that runs code is
-    refused before the harness loads it, unless `allow_code`; the tasks that come with lm-eval are trusted.
+    `filter` choose which of the task's scores counts. `limit` takes the first documents only. `cluster` and `slice`
+    name fields of a document: what belongs together (a passage, a template), and what is reported apart. YAML that runs
+    code is refused before the harness loads it, unless `allow_code`; the tasks that come with lm-eval are trusted.
     """
 
     kind: Literal["lm_eval"] = "lm_eval"
@@ -38,12 +42,19 @@ class LmEvalTask(Record):
     filter: str = "none"
     fewshot: Annotated[int | None, Field(ge=0)] = None
     limit: Annotated[int | None, Field(gt=0)] = None
+    cluster: Annotated[str | None, Field(min_length=1)] = None
+    slice: Annotated[str | None, Field(min_length=1)] = None
     allow_code: bool = False
 
     @property
-    def needs_reference(self) -> bool:
-        """A variant's answers are scored without looking at the baseline's."""
-        return False
+    def quantities(self) -> tuple[str, ...]:
+        """See `protocols.Metric`."""
+        return ("accuracy", "parsed", "harmful_flips", "output_tokens")
+
+    @property
+    def paired(self) -> tuple[str, ...]:
+        """See `protocols.Metric`."""
+        return ("accuracy", "parsed")
 
     def identity(self) -> dict[str, Any]:
         """The config, and the digests of the files that the task reads: YAML, includes, local data, `include_path`."""
@@ -56,44 +67,63 @@ class LmEvalTask(Record):
             files |= {path.resolve() for path in Path(self.include_path).rglob("*") if path.is_file()}
         return {**config, "files": sorted(f"{path.name} {file_sha256(path)}" for path in files)} if files else config
 
-    def items(self, slice_name: str | None = None) -> int:
+    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
         """Only the running task knows."""
-        return 0
+        return []
 
-    def measure(
-        self, session: Session, arm: str, out: Path, reference: Path | None, baseline: Path | None, progress: Progress
-    ) -> ArmMeasurements:
+    def slices(self) -> tuple[str, ...]:
+        """Only the running task knows."""
+        return ()
+
+    def texts(self) -> list[str]:
+        """Only the running task knows; its rows hold the prompts."""
+        return []
+
+    def measure(self, job: EvaluateJob) -> ArmMeasurements:
         """See `protocols.Metric.measure`."""
         with nullcontext() if self.allow_code else sandboxed_templates(self.task):
             name, task = self._load()
-            lm = session.lm()
-            samples = run_tasks(lm, {name: task}, self.limit)[name]
-        chosen = [sample for sample in samples if sample.get("filter", "none") == self.filter]
-        if not chosen:
-            filters = sorted({str(sample.get("filter", "none")) for sample in samples})
-            raise DataError(f"the task has no filter {self.filter!r} (it has {', '.join(filters)}).", where=self.task)
-        seen: Counter[str] = Counter()
-        rows, stops = [], generation_stops(lm)
-        for sample in chosen:
-            # Documents may be equal; they come in the same order in both arms, so a count tells them apart.
-            seen[sample["doc_hash"]] += 1
-            rows.append(self._row(sample, f"{sample['doc_hash']}-{seen[sample['doc_hash']]}"))
-            if not _finite(sample["filtered_resps"]):
-                stops.append(f"document {sample['doc_id']} has a log-likelihood that is not finite")
-        write_rows(rows, ITEM_ROWS, out)
+            documents = list(task.eval_docs)[: self.limit]
+            ids = _ids(documents)
+            fix_fewshot(task, documents)
+
+            def answer(session: Session, numbers: list[int], look: int) -> tuple[list[Row], list[str]]:
+                lm = session.lm()
+                samples = run_tasks(lm, {name: task}, seed=job.seed + look, documents={name: numbers})[name]
+                stops = generation_stops(lm)
+                rows = [self._row(session, sample, ids[sample["doc_id"]]) for sample in self._filtered(samples)]
+                stops += [
+                    f"document {sample['doc_id']} has a log-likelihood that is not finite"
+                    for sample in samples
+                    if not _finite(sample["filtered_resps"])
+                ]
+                stops += _unusable(rows)
+                check_scores(rows, self.task)
+                return rows, stops
+
+            clusters = _column(documents, self.cluster, self.task) if self.cluster else [None] * len(documents)
+            if self.slice:
+                _column(documents, self.slice, self.task)
+            answered = answer_in_looks(ids, clusters, job, answer)
+        write_rows(answered.rows, ITEM_ROWS, job.out)
         return ArmMeasurements(
             eval=self.name,
-            arm=arm,
-            dataset_digest=digest(sorted([row["item_id"], row["prompt_sha256"]] for row in rows)),
-            engine=type(session).__name__,
-            device=session.device,
-            measurements=item_measurements(self.name, rows),
-            hard_stops=stops[:5],
+            arm=job.arm,
+            dataset_digest=digest(sorted(ids)),
+            engine=job.engine,
+            device=job.device,
+            measurements=item_measurements(self.name, answered.rows),
+            hard_stops=answered.hard_stops,
+            progressed=answered.progressed,
         )
 
-    def compare(self, baseline: Path, variant: Path) -> list[Comparison]:
+    def pairs(self, baseline: list[Row], variant: list[Row]) -> dict[str, Any]:
+        """See `protocols.Metric.pairs`."""
+        return pair_items(self.name, baseline, variant)
+
+    def compare(self, baseline: Path, variant: Path, early: float) -> list[Comparison]:
         """See `protocols.Metric.compare`."""
-        return compare_items(self.name, baseline, variant)
+        return compare_items(self.name, read_rows(baseline), read_rows(variant), early)
 
     def _file(self) -> Path | None:
         """The YAML file that `task` names, if it names one and not a task."""
@@ -134,22 +164,74 @@ class LmEvalTask(Record):
             task.set_config(key="num_fewshot", value=self.fewshot)
         return name, task
 
-    def _row(self, sample: dict[str, Any], item_id: str) -> dict[str, Any]:
+    def _filtered(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The samples of the filter that counts: the harness gives one for each filter of the task."""
+        chosen = [sample for sample in samples if sample.get("filter", "none") == self.filter]
+        if not chosen:
+            filters = sorted({str(sample.get("filter", "none")) for sample in samples})
+            raise DataError(f"the task has no filter {self.filter!r} (it has {', '.join(filters)}).", where=self.task)
+        return chosen
+
+    def _row(self, session: Session, sample: dict[str, Any], item_id: str) -> Row:
         score = sample.get(self.metric) if self.metric in sample["metrics"] else None
         if not isinstance(score, Real):
             known = ", ".join(sorted(key for key in sample["metrics"] if isinstance(sample[key], Real)))
             raise DataError(f"the task has no metric {self.metric!r} (it has {known or 'none'}).", where=self.task)
+        texts = [text for responses in sample["resps"] for text in responses if isinstance(text, str)]
+        answer = str(sample["filtered_resps"])
         return {
             "item_id": item_id,
             "filter": self.filter,
             "prompt_sha256": str(sample["prompt_hash"]),
-            "slice": None,
-            "cluster": None,
+            "slice": str(sample["doc"][self.slice]) if self.slice else None,
+            "cluster": str(sample["doc"][self.cluster]) if self.cluster else None,
             "score": float(score),
-            "answer": str(sample["filtered_resps"]),
+            "parsed": float(_holds_answer(sample["filtered_resps"])) if texts else None,
+            "tokens": sum(len(session.encode(text)) for text in texts) / len(texts) if texts else None,
+            "answer": answer,
             "target": str(sample["target"]),
             "prompt": str(sample["arguments"][0][0] if isinstance(sample["arguments"], list) else ""),
         }
+
+
+def _ids(documents: list[dict[str, Any]]) -> list[str]:
+    """An id for each document that depends on what it says: its hash, and a count where documents are equal."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    seen: Counter[str] = Counter()
+    ids = []
+    for document in documents:
+        name = hash_string(json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False))
+        seen[name] += 1
+        ids.append(f"{name}-{seen[name]}")
+    return ids
+
+
+def _column(documents: list[dict[str, Any]], field: str, task: str) -> list[str]:
+    """A field of every document. Raises DataError naming the first that lacks it."""
+    for number, document in enumerate(documents):
+        if document.get(field) is None:
+            raise DataError(
+                f"document {number} has no {field!r}.",
+                where=task,
+                fix=f"Choose a field that all documents have, of: {', '.join(sorted(document))}.",
+            )
+    return [str(document[field]) for document in documents]
+
+
+def _holds_answer(responses: Any) -> bool:
+    """False where nothing was extracted: an empty text, or what the harness's filters write in its place."""
+    texts = responses if isinstance(responses, list) else [responses]
+    return all(str(text).strip() not in ("", "[invalid]", "[]") for text in texts)
+
+
+def _unusable(rows: list[Row]) -> list[str]:
+    """A sentence for each score that is not finite, which becomes 0: the rows are worthless, and hold numbers."""
+    bad = [row for row in rows if not math.isfinite(row["score"])]
+    sentences = [f"item {row['item_id']!r} has the score {row['score']}" for row in bad]
+    for row in bad:
+        row["score"] = 0.0
+    return sentences
 
 
 def _finite(value: Any) -> bool:

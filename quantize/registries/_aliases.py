@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from quantize.record import Record
 
-__all__ = ["Target", "alias_problem", "is_alias"]
+__all__ = ["Smaller", "Target", "alias_problem", "is_alias"]
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,200}\Z")
 _OURS = ("-previous", "-candidate")
@@ -41,3 +41,13 @@ class Target(Record):
 
     from_: list[str] = Field(alias="from", min_length=1)
     prefer: Literal["bytes", "quality"] = "bytes"
+
+
+class Smaller(Record):
+    """The trade: a candidate with `smaller_by` fewer weight bytes may be worse than the champion by up to `margin`.
+
+    Both are shares. Without a trade a candidate must pass the recipe's own gates against the champion.
+    """
+
+    smaller_by: Annotated[float, Field(gt=0, lt=1)]
+    margin: Annotated[float, Field(gt=0, lt=1)]

@@ -22,7 +22,7 @@ from quantize.actor import actor
 from quantize.errors import RegistryError
 from quantize.protocols import MANIFEST_FILE, VersionState
 from quantize.record import Record
-from quantize.registries._aliases import Target, is_alias
+from quantize.registries._aliases import Smaller, Target, is_alias
 from quantize.registries._client import asking, database_file, sanitize
 from quantize.verdict import Decision
 
@@ -47,6 +47,7 @@ class Mlflow(Record):
     experiment: str | None = None
     artifacts: str | None = None
     targets: dict[Annotated[str, AfterValidator(is_alias)], Target] = Field(default_factory=dict)
+    trade: Smaller | None = None
 
     def versions(self) -> list[VersionState]:
         """See `protocols.Registry`. Two questions: MLflow keeps aliases with the model, not with its versions."""
@@ -149,6 +150,16 @@ class Mlflow(Record):
         """See `protocols.Registry`."""
         with self._asking() as mlflow:
             mlflow.set_terminated(run_id, status)
+
+    def fetch(self, run_id: str, path: str, out: Path) -> Path:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            from mlflow.exceptions import MlflowException
+
+            try:
+                return Path(mlflow.download_artifacts(run_id, path, str(out)))
+            except (OSError, MlflowException) as error:
+                raise RegistryError(f"it holds no {path} ({error}).", where=f"MLflow run {run_id}") from error
 
     def download(self, version: str, out: Path) -> None:
         """See `protocols.Registry`."""

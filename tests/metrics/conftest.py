@@ -1,14 +1,17 @@
-"""Two arms on the tiny Llama: the baseline, and INT8 weights with INT8 activations."""
+"""Two arms on the tiny Llama: the baseline, and INT8 weights with INT8 activations. How to measure one."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
+from quantize.artifact import Provenance
 from quantize.engines import Transformers
 from quantize.methods import Rtn
-from quantize.protocols import QuantizeJob
+from quantize.parts import StoreParts
+from quantize.protocols import EvaluateJob, QuantizeJob
 from quantize.scheme import preset
+from quantize.store import Store
 
 CHECKPOINT = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"
 
@@ -40,12 +43,58 @@ def broken(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory, baseline):
-    """Measure an arm into a new folder: `measured(metric, session, reference=None)` -> (measurements, folder)."""
+def parts_in():
+    """The parts of one evaluation in a store: `parts_in(folder)`. The same folder gives the same parts again."""
 
-    def measure(metric, session, reference=None, checkpoint=CHECKPOINT):
-        out = tmp_path_factory.mktemp(metric.name)
-        arm = "baseline" if session is baseline else "variant"
-        return metric.measure(session, arm, out, reference, checkpoint, lambda *_: None), out
+    def parts(folder):
+        def made(seconds):
+            return Provenance(
+                created="now", host="here", seconds=seconds, peak_memory_bytes=0, python="3", libraries={}
+            )
+
+        return StoreParts(Store(folder), "0" * 64, "arm", made)
+
+    return parts
+
+
+@pytest.fixture(scope="session")
+def job_for(tmp_path_factory, parts_in):
+    """What an arm is measured by: `job_for(session, **changes)`. `session` is an open one, or a function."""
+
+    def job(session, **changes):
+        usual = {
+            "arm": "variant",
+            "out": tmp_path_factory.mktemp("out"),
+            "engine": "transformers",
+            "device": "cpu",
+            "session": session if callable(session) else lambda: session,
+            "seed": 0,
+            "look": 48,
+            "stop": lambda _: None,
+            "reference": None,
+            "baseline": CHECKPOINT,
+            "progress": lambda *_: None,
+        }
+        parts = changes.pop("parts", None) or parts_in(tmp_path_factory.mktemp("parts"))
+        return EvaluateJob(**{**usual, "parts": parts, **changes})
+
+    return job
+
+
+@pytest.fixture(scope="session")
+def measured(job_for, baseline):
+    """Measure an arm into a new folder: `measured(metric, session, **changes of the job)` -> (measurements, folder)."""
+
+    def measure(metric, session, **changes):
+        job = job_for(session, arm="baseline" if session is baseline else "variant", **changes)
+        return metric.measure(job), job.out
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory):
+    """The datasets library keeps what it has read: here, and not in the home directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        yield

@@ -81,20 +81,23 @@ def test_accuracy_is_the_share_of_right_rows_overall_and_per_slice(answered):
     rows = read_rows(folder)
     names = {m.name: m for m in found.measurements}
     slices = {row["slice"] for row in rows} - {None}
-    assert set(names) == {"facts.accuracy"} | {f"facts.accuracy/{s}" for s in slices}
+    expected = {"facts.accuracy", "facts.parsed", "facts.output_tokens", *(f"facts.accuracy/{s}" for s in slices)}
+    assert set(names) == expected
     for suffix, group in [("", rows)] + [(f"/{s}", [r for r in rows if r["slice"] == s]) for s in slices]:
         measurement = names[f"facts.accuracy{suffix}"]
         assert (measurement.value, measurement.n) == (sum(r["score"] for r in group) / len(group), len(group))
         assert measurement.low <= measurement.value <= measurement.high
     assert not found.hard_stops
-    assert metric.items() == len(rows)
-    assert metric.items("sums") == sum(row["slice"] == "sums" for row in rows)
+    assert metric.cluster_sizes() == [1] * len(rows)
+    assert metric.cluster_sizes("sums") == [1] * sum(row["slice"] == "sums" for row in rows)
+    assert set(metric.slices()) == slices
 
 
 def test_the_order_of_items_changes_no_row(answered, measured, baseline, tmp_path):
     lines = sorted(Path(answered[0].path).read_text("utf-8").splitlines())
     _, folder = measured(load(write(tmp_path / "sorted.jsonl", lines), max_new_tokens=5), baseline)
-    by_id = [{row["item_id"]: row for row in read_rows(out)} for out in (answered[2], folder)]
+    place = {"place": None, "look": None}
+    by_id = [{row["item_id"]: {**row, **place} for row in read_rows(out)} for out in (answered[2], folder)]
     assert by_id[0] == by_id[1]
 
 
@@ -103,8 +106,8 @@ def test_the_harness_is_given_the_prompt_as_it_is_written(measured, baseline, tm
     seen = []
     run = items.run_tasks
 
-    def watch(lm, tasks):
-        samples = run(lm, tasks)
+    def watch(lm, tasks, **how):
+        samples = run(lm, tasks, **how)
         seen.extend(sample for found in samples.values() for sample in found)
         return samples
 
@@ -112,7 +115,9 @@ def test_the_harness_is_given_the_prompt_as_it_is_written(measured, baseline, tm
     prompts = ["{{ 1 + 1 }} plus\n2 is ", "  7", "5"]
     lines = [{"id": str(i), "prompt": p, "choices": [" 4", "{{x}}"], "answer": " 4"} for i, p in enumerate(prompts)]
     measured(load(write(tmp_path / "items.jsonl", lines)), baseline)
-    assert [sample["arguments"] for sample in seen] == [[(p, " 4"), (p, "{{x}}")] for p in prompts]
+    assert {sample["arguments"][0][0]: sample["arguments"] for sample in seen} == {
+        p: [(p, " 4"), (p, "{{x}}")] for p in prompts
+    }
 
 
 def test_a_model_that_gives_nan_is_stopped_and_never_scored(measured, broken, questions, tmp_path):
@@ -166,8 +171,8 @@ def test_an_item_without_exactly_one_row_is_a_hard_stop(
 ):
     run = items.run_tasks
 
-    def damaged(lm, tasks):
-        samples = run(lm, tasks)
+    def damaged(lm, tasks, **how):
+        samples = run(lm, tasks, **how)
         change(samples["facts-choices"])
         return samples
 

@@ -59,11 +59,32 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, words):
     assert words in str(caught.value)
 
 
+def test_a_cluster_that_only_some_items_have_is_named_at_the_first_line_without(tmp_path):
+    """An item that stands alone by oversight would count as an independent one."""
+    lines = [{**GOOD, "id": "a", "cluster": "p"}, {**GOOD, "id": "b"}, "", {**FREE, "id": "c"}]
+    metric = items(tmp_path, *lines)
+    with pytest.raises(DataError, match=r"item 'b' has no cluster and others have \(2 of 3 have none\)") as caught:
+        metric.identity()
+    assert caught.value.where == f"{tmp_path / 'items.jsonl'}:2"
+    items(tmp_path, *({**line, "cluster": "p"} for line in lines if line))
+    assert metric.cluster_sizes() == [3]
+
+
+def test_clusters_are_counted_over_all_items_and_within_a_slice(tmp_path):
+    groups = [("p", "s"), ("q", "s"), ("p", "s"), ("p", None), ("r", "t")]
+    lines = [{**GOOD, "id": f"{i}", "cluster": c, **({"slice": s} if s else {})} for i, (c, s) in enumerate(groups)]
+    metric = items(tmp_path, *lines)
+    assert sorted(metric.cluster_sizes()) == [1, 1, 3]
+    assert sorted(metric.cluster_sizes("s")) == [1, 2]
+    assert metric.cluster_sizes("t") == [1]
+    assert metric.slices() == ("s", "t")
+
+
 def test_an_id_that_is_used_twice_is_named_with_both_places(tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps(GOOD))
     (tmp_path / "two.jsonl").write_text(f"{json.dumps(FREE)}\n{json.dumps(GOOD)}\n")
     with pytest.raises(DataError) as caught:
-        Items(name="mine", path=str(tmp_path)).items()
+        Items(name="mine", path=str(tmp_path)).cluster_sizes()
     assert caught.value.where == f"{tmp_path / 'two.jsonl'}:2"
     assert f"the id 'a' was used at {tmp_path / 'one.jsonl'}:1 already" in str(caught.value)
 
@@ -71,28 +92,28 @@ def test_an_id_that_is_used_twice_is_named_with_both_places(tmp_path):
 def test_a_missing_file_an_empty_one_and_a_folder_without_items_are_named(tmp_path):
     for name, words in {"none.jsonl": "no such eval set", "*.jsonl": "no such eval set"}.items():
         with pytest.raises(DataError, match=words) as caught:
-            Items(name="mine", path=str(tmp_path / name)).items()
+            Items(name="mine", path=str(tmp_path / name)).cluster_sizes()
         assert caught.value.where == str(tmp_path / name)
     with pytest.raises(DataError, match=r"holds no \.jsonl file"):
-        Items(name="mine", path=str(tmp_path)).items()
+        Items(name="mine", path=str(tmp_path)).cluster_sizes()
     with pytest.raises(DataError, match="there are no items"):
-        items(tmp_path, "", "").items()
+        items(tmp_path, "", "").cluster_sizes()
     (tmp_path / "items.jsonl").write_bytes("é".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
-        Items(name="latin", path=str(tmp_path)).items()
+        Items(name="latin", path=str(tmp_path)).cluster_sizes()
 
 
 def test_a_line_separator_within_a_text_does_not_end_the_line(tmp_path):
     metric = items(
         tmp_path, *({**GOOD, "id": f"{i}", "prompt": f"one{mark}two"} for i, mark in enumerate("\u2028\x85"))
     )
-    assert metric.items() == 2
+    assert len(metric.cluster_sizes()) == 2
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(item).encode() for item in (GOOD, FREE)))
-    assert Items(name="mine", path=str(path)).items() == 2
+    assert len(Items(name="mine", path=str(path)).cluster_sizes()) == 2
 
 
 def test_a_folder_and_a_glob_are_read_as_one_set(tmp_path):
@@ -103,9 +124,9 @@ def test_a_folder_and_a_glob_are_read_as_one_set(tmp_path):
     whole = Items(name="mine", path=str(TINY / "items.jsonl"))
     for path in (tmp_path, tmp_path / "part-*.jsonl"):
         parts = Items(name="mine", path=str(path))
-        assert parts.items() == whole.items() == 200
-        assert parts.items("facts") == whole.items("facts") == 100
-    assert whole.items("other") == 0
+        assert sum(parts.cluster_sizes()) == sum(whole.cluster_sizes()) == 200
+        assert sum(parts.cluster_sizes("facts")) == sum(whole.cluster_sizes("facts")) == 100
+    assert len(whole.cluster_sizes("other")) == 0
 
 
 def test_an_answer_may_be_given_as_its_text(tmp_path):
@@ -118,13 +139,16 @@ def test_an_answer_may_be_given_as_its_text(tmp_path):
 def test_the_identity_follows_what_is_asked_and_not_where_it_stands(tmp_path):
     one = items(tmp_path, GOOD, FREE, name="one.jsonl").identity()
     assert one == items(tmp_path, json.dumps(GOOD, indent=None), "", FREE, name="two.jsonl").identity()
-    for change in ({"prompt": "2 plus 0 is"}, {"choices": [" 2", " 4"]}, {"slice": "sums"}, {"cluster": "c"}):
+    for change in ({"prompt": "2 plus 0 is"}, {"choices": [" 2", " 4"]}, {"slice": "sums"}):
         assert one != items(tmp_path, {**GOOD, **change}, FREE, name=f"{change}.jsonl").identity()
-    assert one != Items(name="mine", path=str(tmp_path / "one.jsonl"), max_new_tokens=8).identity()
+    together = [items(tmp_path, {**GOOD, "cluster": "c"}, {**FREE, "cluster": c}, name=f"{c}.jsonl") for c in "cd"]
+    assert one != together[0].identity() != together[1].identity() != one
+    for how in ({"max_new_tokens": 8}, {"temperature": 0.5}, {"temperature": 0.5, "generations": 2}):
+        assert one != Items(name="mine", path=str(tmp_path / "one.jsonl"), **how).identity()
 
 
 def test_a_changed_file_is_read_again(tmp_path):
     metric = items(tmp_path, GOOD)
-    assert metric.items() == 1
+    assert len(metric.cluster_sizes()) == 1
     items(tmp_path, GOOD, FREE)
-    assert metric.items() == 2
+    assert len(metric.cluster_sizes()) == 2

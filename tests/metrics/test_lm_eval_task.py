@@ -1,56 +1,22 @@
 """Tasks of lm-evaluation-harness: per-document rows, and no code of a stranger unless the recipe allows it."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
+from lm_eval_tasks import COUNT, TASK, some_questions, write_generation, write_task
 
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS
-from quantize.metrics import Items, LmEvalTask
+from quantize.metrics import Items, LmEvalTask, lm_eval_task
 from quantize.metrics._rows import read_rows
 
-TINY = Path(__file__).parents[1] / "tiny_llama" / "items.jsonl"
-COUNT = 24
-TASK = {
-    "task": "tiny_facts",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{prompt}}",
-    "doc_to_choice": "choices",
-    "doc_to_target": "answer",
-    "target_delimiter": "",
-    "metric_list": [
-        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-        {"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False},
-    ],
-}
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture(scope="module")
 def questions():
-    lines = TINY.read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines[:: len(lines) // COUNT]][:COUNT]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """The datasets library keeps what it has read: here, and not in the home directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        yield
-
-
-def write_task(folder, questions, text="", **changes):
-    """A task's YAML and its data in `folder`; `text` is YAML that goes in as it is."""
-    data = folder / "data.jsonl"
-    data.write_text("\n".join(map(json.dumps, questions)), "utf-8")
-    config = {**TASK, "dataset_kwargs": {"data_files": {"test": str(data)}}, **changes}
-    path = folder / f"{config['task']}.yaml"
-    path.write_text(yaml.safe_dump(config) + text, "utf-8")
-    return path
+    return some_questions()
 
 
 def task(folder, **changes):
@@ -91,11 +57,11 @@ def test_it_scores_as_the_same_questions_given_as_items(answered, measured, base
 def test_two_arms_are_paired_by_document_whatever_their_order(answered, measured, int8, baseline, questions, tmp_path):
     write_task(tmp_path, questions[::-1])
     _, reversed_rows = measured(task(tmp_path), baseline)
-    comparison = task(tmp_path).compare(answered[1], reversed_rows)[0]
+    comparison = task(tmp_path).compare(answered[1], reversed_rows, 0.0)[0]
     assert (comparison.n, comparison.extra["ties"]) == (COUNT, COUNT)
     found, out = measured(task(tmp_path), int8)
     assert found.dataset_digest == answered[0].dataset_digest
-    assert task(tmp_path).compare(answered[1], out)[0].n == COUNT
+    assert task(tmp_path).compare(answered[1], out, 0.0)[0].n == COUNT
 
 
 def test_equal_documents_are_told_apart(measured, baseline, questions, tmp_path):
@@ -107,30 +73,14 @@ def test_equal_documents_are_told_apart(measured, baseline, questions, tmp_path)
 
 def test_a_limit_takes_the_first_documents(folder, measured, baseline, questions):
     rows = read_rows(measured(task(folder, limit=5), baseline)[1])
-    assert [row["prompt"] for row in rows] == [item["prompt"] for item in questions[:5]]
+    assert {row["prompt"] for row in rows} == {item["prompt"] for item in questions[:5]}
+    assert len(rows) == 5
 
 
 def test_a_yaml_file_is_a_task_too(folder, answered, measured, baseline, monkeypatch):
     monkeypatch.chdir(folder)
     for metric in (task(folder, task="tiny_facts.yaml"), task(folder, task="tiny_facts.yaml", include_path=None)):
         assert read_rows(measured(metric, baseline)[1]) == read_rows(answered[1])
-
-
-def write_generation(folder, questions):
-    """The same questions, answered freely, scored through two filters."""
-    write_task(
-        folder,
-        [{"prompt": item["prompt"], "right": item["choices"][item["answer"]].strip()} for item in questions],
-        output_type="generate_until",
-        doc_to_choice=None,
-        doc_to_target="right",
-        generation_kwargs={"until": [".", "\n"], "do_sample": False, "max_gen_toks": 8},
-        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        filter_list=[
-            {"name": "stripped", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]},
-            {"name": "raw", "filter": [{"function": "take_first"}]},
-        ],
-    )
 
 
 def test_generated_answers_and_their_filters_are_scored_per_document(measured, baseline, questions, tmp_path):
@@ -145,6 +95,110 @@ def test_generated_answers_and_their_filters_are_scored_per_document(measured, b
         measured(task(tmp_path, **choose), baseline)
 
 
+def test_generated_answers_are_read_and_measured_by_their_length(measured, baseline, questions, tmp_path):
+    write_generation(tmp_path, questions[:6])
+    found, out = measured(task(tmp_path, metric="exact_match", filter="stripped"), baseline)
+    rows = read_rows(out)
+    assert {row["parsed"] for row in rows} == {1.0}
+    assert all(0 < row["tokens"] <= 8 for row in rows)
+    lengths = next(m for m in found.measurements if m.name == "mine.output_tokens")
+    assert lengths.value == pytest.approx(sum(row["tokens"] for row in rows) / 6)
+
+
+def test_an_answer_that_a_filter_does_not_find_is_not_read(measured, baseline, questions, tmp_path):
+    """The harness writes `[invalid]` where a pattern is not found, and scores that like an answer."""
+    pattern = {"function": "regex", "regex_pattern": "(no such words)"}
+    write_generation(tmp_path, questions[:3])
+    path = tmp_path / "tiny_facts.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["filter_list"] = [{"name": "found", "filter": [pattern, {"function": "take_first"}]}]
+    path.write_text(yaml.safe_dump(config))
+    _, out = measured(task(tmp_path, metric="exact_match", filter="found"), baseline)
+    assert [(row["parsed"], row["score"]) for row in read_rows(out)] == [(0.0, 0.0)] * 3
+
+
+def test_fields_of_a_document_name_what_belongs_together_and_what_is_reported_apart(
+    measured, baseline, questions, tmp_path
+):
+    documents = [{**item, "passage": i // 3, "area": "ab"[i // 3 % 2]} for i, item in enumerate(questions)]
+    write_task(tmp_path, documents)
+    metric = task(tmp_path, cluster="passage", slice="area")
+    found, out = measured(metric, baseline, look=8)
+    rows = read_rows(out)
+    by_prompt = {item["prompt"]: item for item in documents}
+    for row in rows:
+        item = by_prompt[row["prompt"]]
+        assert (row["cluster"], row["slice"]) == (str(item["passage"]), item["area"])
+    assert {m.name for m in found.measurements} == {"mine.accuracy", "mine.accuracy/a", "mine.accuracy/b"}
+    pairs = metric.pairs(rows, rows)
+    assert pairs["mine.accuracy"].sums()[1].tolist() == [3.0] * (COUNT // 3)
+    assert pairs["mine.accuracy/a"].sums()[1].tolist() == [3.0] * (COUNT // 6)
+    looks = [{row["look"] for row in rows if row["cluster"] == str(number)} for number in range(COUNT // 3)]
+    assert all(len(look) == 1 for look in looks), "a look cut a cluster"
+
+
+@pytest.mark.parametrize("field", ["cluster", "slice"])
+def test_a_document_without_the_field_is_named_before_the_model_is_loaded(field, job_for, questions, tmp_path):
+    documents = [{**item, "passage": f"p{i}"} for i, item in enumerate(questions)]
+    del documents[7]["passage"]
+    write_task(tmp_path, documents)
+
+    def never():
+        pytest.fail("the model was loaded")
+
+    for name, number in (("passage", 7), ("pasage", 0)):
+        with pytest.raises(DataError, match=rf"document {number} has no '{name}'\. Choose a field .*passage") as caught:
+            task(tmp_path, **{field: name}).measure(job_for(never))
+        assert caught.value.where == "tiny_facts"
+
+
+@pytest.mark.parametrize("examples", [{}, {"fewshot_split": "shots"}], ids=["of the test split", "of a split"])
+def test_a_document_is_shown_the_same_examples_whatever_the_order_of_the_looks(
+    measured, baseline, questions, tmp_path, examples
+):
+    path = write_task(tmp_path, questions[:10], num_fewshot=2, **examples)
+    if examples:
+        config = yaml.safe_load(path.read_text())
+        (tmp_path / "shots.jsonl").write_text("\n".join(map(json.dumps, questions[10:])), "utf-8")
+        config["dataset_kwargs"]["data_files"]["shots"] = str(tmp_path / "shots.jsonl")
+        path.write_text(yaml.safe_dump(config))
+    order, prompts = [], []
+    for seed, look in ((0, 4), (1, 4), (1, 48)):
+        rows = read_rows(measured(task(tmp_path), baseline, seed=seed, look=look)[1])
+        order.append([row["item_id"] for row in rows])
+        prompts.append({row["item_id"]: (row["prompt"], row["prompt_sha256"]) for row in rows})
+    assert order[0] != order[1]
+    assert prompts[0] == prompts[1] == prompts[2]
+    shown = [prompt.split("\n\n") for prompt, _ in prompts[0].values()]
+    assert {len(parts) for parts in shown} == {3}
+    assert len({tuple(parts[:2]) for parts in shown}) > 1, "examples are drawn for each document"
+    own = {item["prompt"] for item in questions[:10]}
+    for *first, last in shown:
+        assert last in own
+        assert not any(example.startswith(last) for example in first), "a document is no example of itself"
+
+
+def test_a_killed_task_goes_on_with_the_examples_that_it_would_have_shown(
+    measured, baseline, questions, tmp_path, parts_in, monkeypatch
+):
+    write_task(tmp_path, questions[:10], num_fewshot=2)
+    _, whole = measured(task(tmp_path), baseline, look=4)
+    run, calls = lm_eval_task.run_tasks, []
+
+    def dies(*arguments, **how):
+        calls.append(how)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*arguments, **how)
+
+    monkeypatch.setattr(lm_eval_task, "run_tasks", dies)
+    with pytest.raises(KeyboardInterrupt):
+        measured(task(tmp_path), baseline, look=4, parts=parts_in(tmp_path / "store"))
+    _, resumed = measured(task(tmp_path), baseline, look=4, parts=parts_in(tmp_path / "store"))
+    assert read_rows(resumed) == read_rows(whole)
+    assert len(calls) == 4
+
+
 def test_an_unknown_metric_is_named_beside_those_there_are(folder, measured, baseline):
     with pytest.raises(DataError, match=r"no metric 'acc_norm' \(it has acc\b"):
         measured(task(folder, metric="acc_norm", limit=2), baseline)
@@ -153,6 +207,37 @@ def test_an_unknown_metric_is_named_beside_those_there_are(folder, measured, bas
 def test_a_metric_without_one_number_for_a_document_is_refused(folder, measured, baseline):
     with pytest.raises(DataError, match="no metric 'brier_score'"):
         measured(task(folder, metric="brier_score", limit=2), baseline)
+
+
+def write_likelihood(folder, questions):
+    """Tasks whose score of a document is a log-likelihood."""
+    write_task(
+        folder,
+        [{"prompt": item["prompt"], "right": item["choices"][item["answer"]]} for item in questions],
+        output_type="loglikelihood",
+        doc_to_choice=None,
+        doc_to_target="right",
+        metric_list=[{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
+    )
+
+
+def test_scores_that_are_no_shares_are_refused_at_the_first_look(measured, baseline, questions, tmp_path):
+    """Margins are shares: a metric on another scale is not answered to the end and then refused."""
+    write_likelihood(tmp_path, questions)
+    seen = []
+    with pytest.raises(
+        DataError, match=r"has the score -\d+\.\d+, which is not between 0 and 1\. Choose a metric"
+    ) as caught:
+        measured(task(tmp_path, metric="perplexity"), baseline, look=8, progress=lambda *step: seen.append(step))
+    assert caught.value.where == "tiny_facts"
+    assert not seen
+
+
+def test_a_score_that_is_nan_is_a_hard_stop_and_no_number(measured, broken, questions, tmp_path):
+    write_likelihood(tmp_path, questions[:4])
+    found, out = measured(task(tmp_path, metric="perplexity"), broken)
+    assert any("has the score nan" in stop for stop in found.hard_stops)
+    assert {row["score"] for row in read_rows(out)} == {0.0}
 
 
 def test_nan_is_a_hard_stop(folder, measured, broken):
@@ -262,10 +347,10 @@ def test_a_template_does_not_reach_into_the_interpreter(questions, measured, bas
     assert trace.exists()
 
 
-def test_a_metric_that_is_loaded_from_elsewhere_is_refused(questions, tmp_path):
+def test_a_metric_that_is_loaded_from_elsewhere_is_refused(questions, job_for, tmp_path):
     path = write_task(tmp_path, questions, metric_list=[{"metric": "./mine", "hf_evaluate": True}])
     with pytest.raises(DataError, match="`hf_evaluate` runs code"):
-        task(tmp_path).measure(None, "baseline", tmp_path, None, None, None)
+        task(tmp_path).measure(job_for(None))
     assert path.exists()
 
 

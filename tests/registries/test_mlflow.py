@@ -139,6 +139,19 @@ def test_runs_hold_parameters_metrics_files_and_the_decision(registry, tmp_path)
     assert [file.path for file in client(registry).list_artifacts(child, "rows/facts")] == ["rows/facts/rows.parquet"]
 
 
+def test_a_logged_file_comes_back_with_its_bytes_and_one_that_is_not_there_is_named(registry, tmp_path):
+    run = registry.start_run("int8", None, {})
+    (tmp_path / "rows.parquet").write_bytes(bytes(range(256)))
+    registry.log(run, {}, {}, {"rows/facts": [tmp_path / "rows.parquet"]})
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+    fetched = registry.fetch(run, "rows/facts/rows.parquet", tmp_path / "one")
+    assert fetched.is_relative_to(tmp_path / "one")
+    assert fetched.read_bytes() == bytes(range(256))
+    with pytest.raises(RegistryError, match=f"MLflow run {run}.*holds no rows/prose/rows.parquet"):
+        registry.fetch(run, "rows/prose/rows.parquet", tmp_path / "two")
+
+
 def test_clients_that_publish_at_once_all_get_a_version_of_their_own(registry, checkpoint, tmp_path):
     (tmp_path / "mlflow.db").unlink(missing_ok=True)  # on an embedded database, they also lay it out at once
 

@@ -1,0 +1,68 @@
+"""Parts of a long stage, committed as they come: the looks of an evaluation.
+
+A part is an artifact of its own, keyed by what its stage measures and by its number, and not by the rules that decide
+how many parts are wanted. So a stage that was killed goes on after its last part, and one whose rules were changed
+starts from the parts that are there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantize import faults
+from quantize.artifact import Provenance
+from quantize.record import digest
+from quantize.store import Store, writing
+
+__all__ = ["LOOK", "StoreParts"]
+
+LOOK = "look"
+
+
+@dataclass
+class StoreParts:
+    """The parts of one stage in a store; see `protocols.Parts`. `used` are the keys that were found or kept.
+
+    `provenance` is called when a part is committed, with the seconds since the one before it.
+    """
+
+    store: Store
+    base: str
+    name: str
+    provenance: Callable[[float], Provenance]
+    used: list[str] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    def find(self, number: int) -> Path | None:
+        """See `protocols.Parts`."""
+        key = self._key(number)
+        if self.store.find(LOOK, key) is None:
+            return None
+        self.used.append(key)
+        return self.store.path(LOOK, key)
+
+    def keep(self, number: int, write: Callable[[Path], None]) -> Path:
+        """See `protocols.Parts`."""
+        key = self._key(number)
+        draft = self.store.draft(LOOK, key)
+        with writing(draft):
+            write(draft)
+        self.store.commit(
+            draft,
+            kind=LOOK,
+            name=f"{self.name} {number}",
+            key=key,
+            inputs={},
+            summary={"number": number},
+            provenance=self.provenance(time.monotonic() - self.since),
+        )
+        self.since = time.monotonic()
+        faults.point("worker.look_kept")
+        self.used.append(key)
+        return self.store.path(LOOK, key)
+
+    def _key(self, number: int) -> str:
+        return digest({"parts of": self.base, "number": number})

@@ -1,0 +1,169 @@
+"""Trying again on one eval set costs alpha: every new artifact of a variant is counted, wherever it was judged."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program import command, tiny_recipe, write_recipe
+from release_world import Result, World
+
+from quantize.attempts import Ledger, tag_of
+from quantize.evidence import Spending
+from quantize.judgement import Rules, basis, counted
+from quantize.release import release_run
+from quantize.run import RunRecord
+from quantize.verdict import Decision
+
+pytest_plugins = ["release_fixtures"]
+
+FIRST = Result("fp8", b"first" * 100)
+SECOND = Result("fp8", b"second" * 90)
+THIRD = Result("fp8", b"third" * 80)
+
+
+def attempt(record: RunRecord, place: int = 0) -> int:
+    return record.variants[place].verdict.attempt
+
+
+def decided(record: RunRecord) -> Decision:
+    decision = record.variants[0].decision
+    assert decision is not None
+    return decision
+
+
+def told(world: World) -> list[dict[str, str]]:
+    """The attempts that the registry's versions tell, by version."""
+    tags = [version.tags for version in world.registry.versions()]
+    return [{key: value for key, value in one.items() if key.startswith("attempt.")} for one in tags]
+
+
+def test_each_new_artifact_of_a_variant_is_one_attempt_more_and_its_version_says_so(world):
+    records = [world.release(result) for result in (FIRST, SECOND, THIRD)]
+    assert [attempt(record) for record in records] == [1, 2, 3]
+    tag = tag_of(records[0].variants[0].verdict.basis)
+    assert told(world) == [{}, {tag: "1"}, {tag: "2"}, {tag: "3"}]
+
+
+def test_an_attempt_counts_whatever_came_of_it(world):
+    world.release(Result("fp8", b"bad", "fail"))
+    world.release(Result("fp8", b"doubtful", "inconclusive"))
+    assert attempt(world.release(FIRST)) == 3
+
+
+def test_the_same_artifact_keeps_its_number(world):
+    world.release(FIRST)
+    world.release(SECOND)
+    assert attempt(world.release(Result("fp8", FIRST.weights, note=" again"))) == 1
+    assert attempt(world.release(Result("fp8", SECOND.weights, note=" again"))) == 2
+    assert attempt(world.release(THIRD)) == 3
+
+
+def test_another_variant_and_another_eval_set_start_at_one(world):
+    world.release(FIRST)
+    world.release(SECOND)
+    assert attempt(world.release(Result("int4", b"small"))) == 1
+    world.eval_set = "others"
+    assert attempt(world.release(THIRD)) == 1
+    world.eval_set = "items"
+    assert attempt(world.release(Result("fp8", b"fourth"))) == 3
+
+
+def test_attempts_are_counted_by_baseline_eval_set_and_variant():
+    grounds = {basis(*parts) for parts in [("a", "b", "c"), ("x", "b", "c"), ("a", "x", "c"), ("a", "b", "x")]}
+    assert len(grounds) == 4
+    ledger = Ledger()
+    one, *others = sorted(grounds)
+    ledger.add(one, "first", 1)
+    assert [ledger.attempt(ground, "second") for ground in (one, *others)] == [2, 1, 1, 1]
+
+
+def test_where_two_sources_disagree_the_later_number_counts():
+    ledger = Ledger()
+    for number in (1, 3, 2):
+        ledger.add("ground", "artifact", number)
+    assert ledger.attempt("ground", "artifact") == 3
+    assert ledger.attempt("ground", "another") == 4
+
+
+def test_what_was_judged_and_not_released_counts_in_its_store(world):
+    world.run(FIRST)
+    world.run(FIRST)
+    _, record = world.run(SECOND)
+    assert attempt(record) == 2
+    assert attempt(world.release(THIRD)) == 3
+
+
+def test_what_another_store_has_released_counts(world, tmp_path):
+    other = World(tmp_path / "other", world.uri)
+    other.release(FIRST)
+    _, record = world.run(SECOND)
+    assert attempt(record) == 2
+
+
+def test_a_verdict_at_too_low_an_attempt_is_held_and_judged_at_its_own_the_next_time(world, tmp_path):
+    """Red when the held version is tagged with the number of its verdict: it would be held for ever."""
+    runner, record = world.run(SECOND)
+    World(tmp_path / "other", world.uri).release(FIRST)
+    assert attempt(record) == 1
+    stale = decided(release_run(world.registry, runner, record))
+    assert stale.action == "hold"
+    assert "judged as attempt 1 on this eval set, and the registry knows 1 before it. Run again" in stale.sentence
+    assert world.registry.aliases()["fp8"] == "2"
+    assert world.registry.versions()[2].state == "passed"
+    again = world.release(SECOND)
+    assert attempt(again) == 2
+    assert decided(again).action == "promote"
+    assert world.registry.aliases()["fp8"] == "3"
+    assert attempt(world.release(THIRD)) == 3
+
+
+def test_a_confirmation_counts_only_the_variants_that_were_shown_it(world):
+    world.confirmation = True
+    world.release(Result("fp8", b"bad", "fail"))
+    assert told(world) == [{}, {}]
+    assert attempt(world.release(FIRST)) == 1
+
+
+@pytest.mark.parametrize(
+    ("confirmation", "shown", "expected"),
+    [
+        (None, [], False),
+        (None, ["facts"], True),
+        ("fresh", ["facts"], False),
+        ("fresh", ["facts", "fresh"], True),
+    ],
+)
+def test_a_variant_that_was_stopped_before_it_was_shown_the_eval_set_is_no_attempt(confirmation, shown, expected):
+    rules = Rules(variant="fp8", rules_digest="r", evals="e", spending=Spending(confirmation=confirmation))
+    inputs = {label: Path() for name in shown for label in (f"baseline.{name}", f"variant.{name}")}
+    assert counted(rules, {**inputs, "model": Path(), "quantized": Path(), "proof": Path()}) is expected
+
+
+@pytest.mark.slow
+def test_every_verdict_of_a_real_run_spends_the_alpha_of_its_attempt(tmp_path):
+    """On the tiny Llama, without releasing: two artifacts of one variant, then the first again."""
+    gates = [{"kind": "noninferiority", "metric": "facts.accuracy", "margin": 0.5}]
+    recipe = tiny_recipe(noise_floor=False, gates=gates, registry={"kind": "mlflow", "name": "tiny"})
+    recipe["variants"] = [{"name": "int4", "scheme": "W4A16", "method": {"kind": "rtn"}}]
+    path = write_recipe(tmp_path, recipe)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+
+    def judged(group_size: int) -> dict[str, Any]:
+        where = ("--store", tmp_path / "store", "--no-release", "--json")
+        result = command("run", path, "--set", f"variants.int4.group_size={group_size}", *where, **environment)
+        assert result.returncode in (0, 3, 4), result.stderr
+        verdict = json.loads(result.stdout)["variants"][0]["verdict"]
+        found = next(finding for finding in verdict["findings"] if finding["kind"] == "noninferiority")
+        assert found["numbers"]["attempt"] == verdict["attempt"]
+        return dict(found["numbers"])
+
+    first, second, again = judged(64), judged(32), judged(64)
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+    assert first["alpha"] == pytest.approx(0.05 * 6 / math.pi**2)
+    assert second["alpha"] == pytest.approx(first["alpha"] / 4)
+    assert again == first
