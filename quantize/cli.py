@@ -126,9 +126,10 @@ def gc(store_path: Path, as_json: bool, keep_runs: int | None, really: bool) -> 
     """List (or delete) what no run refers to: half-made artifacts, drafts of dead runs, old runs."""
     from quantize.upkeep import delete, find_garbage
 
-    garbage = find_garbage(_store(store_path), keep_runs)
+    store = _store(store_path)
+    garbage = find_garbage(store, keep_runs)
     if really:
-        delete(garbage)
+        delete(store, garbage)
     total = sum(item.bytes for item in garbage)
     if as_json:
         items = [{"path": str(item.path), "bytes": item.bytes} for item in garbage]

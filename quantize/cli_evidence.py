@@ -113,8 +113,9 @@ def _run_directory(name: str, store: Path) -> Path:
     if (Path(name) / "run.json").is_file():
         return Path(name)
     runs = run_directories(_store(store))
+    finished = [run_path for run_path in runs if (run_path / "run.json").is_file()]
     if name == "latest" and runs:
-        return runs[-1]
+        return (finished or runs)[-1]  # one that is going on, or was killed, has nothing to show yet
     for run_path in runs:
         if run_path.name == name:
             return run_path

@@ -146,7 +146,8 @@ def _common(
         stray = [key for key in expected if key not in other]
         if stray:
             raise refuse(f"item {stray[0][0]!r} was asked of one arm only ({len(stray)} such items)")
-    shared = [key for key in left if key in right]
+    # In the order of the arm that stopped, if one did: where it stopped depends on what came before.
+    shared = [key for key in (left if not whole[0] else right) if key in left and key in right]
     if not shared:
         raise refuse("no item was answered by both")
     note = ""

@@ -4,19 +4,20 @@ Passing against the baseline is not enough to replace a champion: two variants m
 new one at its lower end. So the rows of both are paired with each other and judged by the recipe's own gates. A recipe
 may declare a trade instead: how much quality a candidate that is smaller by so much may cost.
 
-The incumbent's rows come from the MLflow run that its verdict rests on. Where it stopped early, only the common looks
-are compared, and as a sample that is still growing: its end was not chosen by the candidate.
+The incumbent's rows come from the MLflow run that its verdict rests on. Where one of the two stopped early, only the
+common items are compared, and as a sample that is still growing: where it ends was chosen by what was seen.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from quantize.errors import DataError, QuantizeError
-from quantize.evidence import Evidence, Spending
+from quantize.errors import DataError
+from quantize.evidence import ITEM_ROWS, Evidence, Spending
 from quantize.gates import GateConfig, NonInferiority
 from quantize.metrics import read_rows
 from quantize.protocols import Metric, Registry, Row, VersionState
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Contest", "Rows", "rows_of_version"]
 
-_ALL_EARLY = 0.99
+#: Half of alpha for what is certain before the end, half for the end: fixed, because which of the two there is depends
+#: on where the arms stopped.
+_EARLY = 0.5
 _OTHER_SET = "Run its recipe on this eval set first, or decide by hand with `quantize promote`."
 
 
@@ -35,19 +38,23 @@ class Rows(Protocol):
     """The rows of one arm by eval."""
 
     def __call__(self, name: str) -> list[Row]:
-        """Raises QuantizeError where there are none."""
+        """Raises DataError where there are none that can be compared, RegistryError where nobody answers."""
         ...
 
 
 def rows_of_version(registry: Registry, version: VersionState) -> Rows:
-    """The rows that a version's verdict rests on, fetched from its MLflow run."""
+    """The rows that a version's verdict rests on, fetched from its MLflow run, each once."""
     run = version.tags.get("evidence_run", "")
 
+    @cache
     def rows(name: str) -> list[Row]:
         if not run:
-            raise QuantizeError(f"version {version.version} was never measured.")
+            raise DataError(f"version {version.version} was never measured.", fix=_OTHER_SET)
         with tempfile.TemporaryDirectory() as scratch:
-            return read_rows(registry.fetch(run, f"rows/{name}/rows.parquet", Path(scratch)).parent)
+            found = read_rows(registry.fetch(run, f"rows/{name}/rows.parquet", Path(scratch)).parent)
+        if not found or not set(ITEM_ROWS) <= set(found[0]):
+            raise DataError("its rows were written by an older program.", fix=_OTHER_SET)
+        return found
 
     return rows
 
@@ -64,27 +71,49 @@ class Contest:
         self._trade = trade
 
     def judge(
-        self, incumbent: VersionState, held: Rows, candidate: VersionState, found: Rows, spending: Spending
+        self,
+        incumbent: VersionState,
+        held: Rows,
+        candidate: VersionState,
+        found: Rows,
+        *,
+        attempt: int,
+        rivals: int,
     ) -> list[Finding]:
-        """One finding a gate: the candidate's difference from the incumbent, or why there is none."""
-        findings = []
+        """One finding a gate: the candidate's difference from the incumbent, or why there is none.
+
+        Judged at the candidate's attempt, and at a share of alpha where any of several `rivals` may be asked.
+        """
+        spending = Spending(attempt=attempt, early=_EARLY)
         traded = self._traded(incumbent, candidate)
+        findings = []
         for gate in self._gates:
-            allowed = gate if traded is None else gate.model_copy(update={"margin": max(gate.margin, traded)})
-            findings += list(self._finding(allowed, incumbent, held, found, spending))
+            allowed = gate.model_copy(update={"alpha": gate.alpha / rivals})
+            if traded is not None and gate.metric.endswith(".accuracy"):
+                allowed = allowed.model_copy(update={"margin": max(gate.margin, traded)})
+            where = tuple(version.tags.get("measured_on", "") for version in (incumbent, candidate))
+            findings.append(self._finding(allowed, incumbent, held, found, spending, where))
         return findings
 
     def _finding(
-        self, gate: NonInferiority, incumbent: VersionState, held: Rows, found: Rows, spending: Spending
-    ) -> Iterator[Finding]:
+        self,
+        gate: NonInferiority,
+        incumbent: VersionState,
+        held: Rows,
+        found: Rows,
+        spending: Spending,
+        where: tuple[str, ...],
+    ) -> Finding:
         metric = self._metrics[gate.metric.partition(".")[0]]
         try:
+            if all(where) and len(set(where)) > 1:
+                raise DataError(f"it was measured with {where[0]}, the candidate with {where[1]}.", fix=_OTHER_SET)
             baseline = self._baseline(metric.name)
             before, after = _common(held(metric.name), found(metric.name), baseline)
             pairs: Mapping[str, Pairs] = metric.pairs(before, after)
-        except (DataError, QuantizeError) as error:
+        except DataError as error:
             sentence = f"cannot be compared with version {incumbent.version} on {gate.metric}: {error}"
-            yield Finding(
+            return Finding(
                 gate=f"{gate.metric} against version {incumbent.version}",
                 kind=gate.kind,
                 metric=gate.metric,
@@ -92,11 +121,8 @@ class Contest:
                 sentence=sentence,
                 numbers={},
             )
-            return
-        # Nothing is chosen here, and where there is no test at the end, its share goes to the one that looks early.
-        early = spending.early if len(after) == len(baseline) else _ALL_EARLY
-        finding = gate.judge(_evidence(spending.model_copy(update={"choices": 1, "early": early})), pairs)
-        yield finding.model_copy(
+        finding = gate.judge(_evidence(spending), pairs)
+        return finding.model_copy(
             update={
                 "gate": f"{finding.gate}, against version {incumbent.version}",
                 "sentence": f"against version {incumbent.version}: {finding.sentence}",

@@ -13,12 +13,13 @@ from quantize.device import Device, choose
 from quantize.errors import RecipeError, RegistryError
 from quantize.executors import Local
 from quantize.plan import Plan, chosen_variants, make_plan
-from quantize.preflight import Estimate, Preflight, check, estimates
+from quantize.preflight import Estimate, Preflight, attempts_of, check, estimates
 from quantize.protocols import Registry, VersionState
 from quantize.recipe import LoadedRecipe, load
+from quantize.record import digest
 from quantize.registries import Mlflow
 from quantize.release import release_run
-from quantize.run import Runner, RunRecord, Watcher, exit_code
+from quantize.run import RUN, Runner, RunRecord, Watcher, exit_code
 from quantize.sources import config_facts, read_config
 from quantize.store import Store
 
@@ -50,7 +51,8 @@ def preview(
         plan = make_plan(loaded, device, only)
         facts = loaded.recipe.model.facts()
     variants = tuple(chosen_variants(loaded.recipe, only))
-    preflight = check(loaded.recipe, facts, device, store_path, variants)
+    attempts = attempts_of(plan, Store(store_path)) if plan is not None else {}
+    preflight = check(loaded.recipe, facts, device, store_path, variants, attempts)
     costs = tuple(estimates(plan, facts, Store(store_path))) if plan is not None else ()
     return Preview(loaded, device, facts, preflight, plan, costs)
 
@@ -77,18 +79,19 @@ def execute(
     registry = open_registry(recipe.registry, store.root)
     if any(store.find(stage.kind, stage.key) is None for stage in plan.stages()):
         variants = tuple(way.variant for way in plan.variants)
-        preflight = check(recipe, recipe.model.facts(), device, store.root, variants)
+        preflight = check(recipe, recipe.model.facts(), device, store.root, variants, attempts_of(plan, store))
         if preflight.problems:
             raise RecipeError([f"{path}: {problem}" for problem in preflight.problems])
     ledger = Ledger.of(store, _versions(registry, watcher))
     runner = Runner(loaded, plan, store, Local(threads=recipe.resources.threads), watcher, ledger)
-    try:
-        record = runner.measure()
-    finally:
-        watcher.close()
-    if not release:
-        return record, exit_code([variant.verdict.outcome for variant in record.variants])
-    record = release_run(registry, runner, record, report)
+    with store.lease(RUN, digest(runner.name), lambda _owner: None):
+        try:
+            record = runner.measure()
+        finally:
+            watcher.close()
+        if not release:
+            return record, exit_code([variant.verdict.outcome for variant in record.variants])
+        record = release_run(registry, runner, record, report)
     decided = [v.verdict.outcome for v in record.variants if v.decision is not None or v.evidence is None]
     return record, exit_code(decided)
 

@@ -15,31 +15,32 @@ from typing import TYPE_CHECKING
 
 from quantize import __version__
 from quantize.artifact import Manifest
+from quantize.attempts import basis
 from quantize.errors import DataError
 from quantize.evidence import ArmMeasurements, Comparison, Evidence, Measurement, Progressed, Spending
 from quantize.leakage import overlaps
 from quantize.proof import Proof
 from quantize.protocols import Gate, Metric
-from quantize.record import Record, digest, file_sha256
+from quantize.record import Record, file_sha256
 from quantize.store import MANIFEST
 from quantize.verdict import Finding, Outcome, Verdict, combine
 
 if TYPE_CHECKING:
     from quantize.stats import Pairs
 
-__all__ = ["Collected", "Rules", "basis", "collect", "counted", "decide"]
+__all__ = ["Collected", "Rules", "collect", "decide"]
 
 
 class Rules(Record):
     """What a verdict is reached by, beside the gates themselves.
 
-    `rules_digest` covers gates and evals; `evals` is the digest of the eval set on which attempts are counted.
+    `rules_digest` covers gates and evals; `counted` are the datasets, by eval, on which attempts are counted.
     `skipped` are evals that were not run because nothing could save the variant any more.
     """
 
     variant: str
     rules_digest: str
-    evals: str
+    counted: dict[str, str]
     spending: Spending
     skipped: tuple[str, ...] = ()
     allow_overlap: bool = False
@@ -57,18 +58,6 @@ class Collected:
     proof: Proof
     unusable: tuple[tuple[str, str], ...]
     rows: dict[str, str]
-
-
-def basis(baseline: str, evals: str, variant: str) -> str:
-    """The digest of what attempts have in common: the baseline's bytes, the eval set and the variant's name."""
-    return digest({"baseline": baseline, "evals": evals, "variant": variant})
-
-
-def counted(rules: Rules, inputs: Mapping[str, Path]) -> bool:
-    """Whether this was an attempt: a variant that was stopped before it was shown the eval set is none."""
-    shown = {label.partition(".")[2] for label in inputs if label.startswith("variant.")}
-    confirmation = rules.spending.confirmation
-    return confirmation in shown if confirmation is not None else bool(shown)
 
 
 def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) -> Collected:
@@ -120,7 +109,11 @@ def decide(collected: Collected, gates: Sequence[Gate], rules: Rules) -> Verdict
         rows=collected.rows,
         program=f"quantize {__version__}",
         attempt=rules.spending.attempt,
-        basis=basis(evidence.baseline_digest, rules.evals, evidence.variant),
+        bases=[
+            basis(evidence.baseline_digest, dataset, evidence.variant)
+            for name, dataset in sorted(rules.counted.items())
+            if f"variant.{name}" in collected.rows
+        ],
     )
 
 

@@ -47,18 +47,20 @@ class StoreParts:
     def keep(self, number: int, write: Callable[[Path], None]) -> Path:
         """See `protocols.Parts`."""
         key = self._key(number)
-        draft = self.store.draft(LOOK, key)
-        with writing(draft):
-            write(draft)
-        self.store.commit(
-            draft,
-            kind=LOOK,
-            name=f"{self.name} {number}",
-            key=key,
-            inputs={},
-            summary={"number": number},
-            provenance=self.provenance(time.monotonic() - self.since),
-        )
+        # Its own lease beside the stage's: by it `gc` knows that the draft is in use.
+        with self.store.lease(LOOK, key, lambda _owner: None):
+            draft = self.store.draft(LOOK, key)
+            with writing(draft):
+                write(draft)
+            self.store.commit(
+                draft,
+                kind=LOOK,
+                name=f"{self.name} {number}",
+                key=key,
+                inputs={},
+                summary={"number": number},
+                provenance=self.provenance(time.monotonic() - self.since),
+            )
         self.since = time.monotonic()
         faults.point("worker.look_kept")
         self.used.append(key)

@@ -75,7 +75,7 @@ class VariantPlan:
 class Plan:
     """All stages of a recipe, in an order that may be run as it stands. `noise` measures the baseline once more.
 
-    `counted` is the digest of the eval set on which attempts are counted.
+    `counted` are the datasets, by eval, on which attempts are counted.
     """
 
     recipe: Recipe
@@ -85,7 +85,7 @@ class Plan:
     baseline: dict[str, Stage]
     noise: dict[str, Stage]
     variants: tuple[VariantPlan, ...]
-    counted: str
+    counted: dict[str, str]
 
     def stages(self, attempts: Mapping[str, int] | None = None) -> Iterator[Stage]:
         """Every stage that a run without failures passes through, dependencies first. `attempts` by variant."""
@@ -150,15 +150,11 @@ class _Maker:
     device: Device
     identities: dict[str, Any]
 
-    def counted(self) -> str:
-        """The digest of the evals on which attempts count: the confirmation, or all that a blocking test looks at."""
-        tested = {
-            gate.metric.partition(".")[0]
-            for gate in self.recipe.gates
-            if isinstance(gate, NonInferiority) and not gate.advisory
-        }
+    def counted(self) -> dict[str, str]:
+        """The datasets on which attempts count: the confirmation's, or all that a test looks at."""
+        tested = {gate.metric.partition(".")[0] for gate in self.recipe.gates if isinstance(gate, NonInferiority)}
         names = {self.recipe.confirmation} if self.recipe.confirmation else tested
-        return digest({name: self.identities[name] for name in sorted(names)})
+        return {metric.name: metric.dataset() for metric in self.recipe.ordered_evals() if metric.name in names}
 
     def stage(
         self,
@@ -209,8 +205,9 @@ class _Maker:
             "metric": identity,
             "engine": _dump(engine),
             "arm": arm,
-            "seed": self.recipe.seed + noise,
-            "look": self.recipe.early_stopping.look,
+            # Not the recipe's: another order, or other sampled answers, must not be had for the asking.
+            "seed": int(metric.dataset()[:8], 16) + noise if metric.paired else 0,
+            "look": self.recipe.early_stopping.look if metric.paired else 0,
         }
         tested = spending is not None and spending.early > 0 and metric.paired
         gates = blocking(self.recipe.gates, metric) if tested else []
@@ -288,7 +285,7 @@ class _Maker:
         rules = Rules(
             variant=variant.name,
             rules_digest=digest_of_rules,
-            evals=self.counted(),
+            counted=self.counted(),
             spending=spending,
             skipped=skipped,
             allow_overlap=calibration is not None and calibration.allow_overlap,

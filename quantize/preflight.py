@@ -17,14 +17,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.artifact import ModelFacts
-from quantize.attempts import Ledger
+from quantize.attempts import Ledger, basis
 from quantize.device import Device
+from quantize.evidence import Spending
 from quantize.gates import GateConfig, NonInferiority
-from quantize.judgement import basis
 from quantize.leakage import overlaps, seen_hashes
 from quantize.plan import Plan, Stage
 from quantize.protocols import Metric
@@ -32,7 +33,7 @@ from quantize.recipe import Recipe, Variant
 from quantize.scheme import Scheme
 from quantize.store import Store
 
-__all__ = ["Estimate", "Preflight", "check", "estimates"]
+__all__ = ["Estimate", "Preflight", "attempts_of", "check", "estimates"]
 
 _CPU_RATE, _GPU_RATE = 6e10, 1e14
 _BASE_MEMORY = 1.5e9
@@ -59,8 +60,15 @@ class Estimate:
     measured: bool
 
 
-def check(recipe: Recipe, facts: ModelFacts, device: Device, store: Path, variants: tuple[Variant, ...]) -> Preflight:
-    """Look for what would make a run fail late or decide nothing."""
+def check(
+    recipe: Recipe,
+    facts: ModelFacts,
+    device: Device,
+    store: Path,
+    variants: tuple[Variant, ...],
+    attempts: Mapping[str, int] | None = None,
+) -> Preflight:
+    """Look for what would make a run fail late or decide nothing. `attempts` by variant; the first where not known."""
     problems: list[str] = []
     notes: list[str] = [f"not known before fetching: {what}" for what in facts.unknown]
     for variant in variants:
@@ -73,6 +81,7 @@ def check(recipe: Recipe, facts: ModelFacts, device: Device, store: Path, varian
             few = _too_few(recipe, gate)
             problems += few
             notes += [] if few else _power(recipe, gate)
+    problems += [] if problems else _tried_out(recipe, variants, attempts or {})
     problems += _overlap(recipe, variants)
     problems += _store_problems(store, sum(_disk(variant, facts) or 0 for variant in variants))
     memory = _memory(facts, device)
@@ -87,7 +96,7 @@ def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
     """The cost of every stage of a plan, each variant at the attempt that it would be."""
     seen = {(m.kind, m.name): m.provenance.seconds for _, m in store.manifests()}
     found = []
-    for stage in plan.stages(_attempts(plan, store)):
+    for stage in plan.stages(attempts_of(plan, store)):
         cached = store.find(stage.kind, stage.key) is not None
         measured = seen.get((stage.kind, stage.name))
         seconds = measured if measured is not None else _seconds(stage, plan, facts)
@@ -99,7 +108,7 @@ def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
     return found
 
 
-def _attempts(plan: Plan, store: Store) -> dict[str, int]:
+def attempts_of(plan: Plan, store: Store) -> dict[str, int]:
     """The attempt of each variant whose artifact is there already; the others would be the next one."""
     ledger = Ledger.of(store, ())
     baseline = store.find("fetch", plan.fetch.key)
@@ -107,8 +116,9 @@ def _attempts(plan: Plan, store: Store) -> dict[str, int]:
     for way in plan.variants:
         made = store.find("quantize", way.quantize.key)
         digest = made.checkpoint_digest() if made is not None else ""
-        ground = basis(baseline.checkpoint_digest() if baseline is not None else "", plan.counted, way.variant.name)
-        found[way.variant.name] = ledger.attempt(ground, digest)
+        before = baseline.checkpoint_digest() if baseline is not None else ""
+        bases = [basis(before, dataset, way.variant.name) for dataset in plan.counted.values()]
+        found[way.variant.name] = ledger.attempt(bases, digest)
     return found
 
 
@@ -139,48 +149,67 @@ def _no_slice(recipe: Recipe, gate: GateConfig) -> list[str]:
     return [f"gates {gate.metric}: the eval {metric.name!r} has no slice {slice_name!r}: {listed}"]
 
 
-def _spent(recipe: Recipe, gate: NonInferiority) -> float:
-    """The alpha that the gate's last test has at a first attempt."""
+def _spent(recipe: Recipe, gate: NonInferiority, attempt: int = 1) -> float:
+    """The alpha that the gate's last test has at an attempt."""
     from quantize.stats import spent_alpha
 
-    return spent_alpha(gate.alpha, 1, recipe.early_stopping.share if recipe.early_stopping.enabled else 0.0)
+    counted = Spending(attempt=attempt, confirmation=recipe.confirmation).attempt_at(gate.metric)
+    return spent_alpha(gate.alpha, counted, recipe.early_stopping.share if recipe.early_stopping.enabled else 0.0)
 
 
-def _too_few(recipe: Recipe, gate: NonInferiority) -> list[str]:
+def _too_few(recipe: Recipe, gate: NonInferiority, attempt: int = 1) -> list[str]:
     """One sentence where the gate could not pass even if no answer changed, at the alpha that is left for its test."""
-    from quantize.stats import least_clusters, least_items
+    from quantize.stats import can_pass, least_clusters
 
-    metric, slice_name = _parts(recipe, gate)
-    sizes = metric.cluster_sizes(slice_name or None)
+    sizes = _sizes(recipe, gate)
     if not sizes:
         return []
     mean, largest = sum(sizes) / len(sizes), max(sizes)
-    alpha = _spent(recipe, gate)
+    alpha = _spent(recipe, gate, attempt)
     what = "items" if largest == 1 else f"clusters ({sum(sizes)} items, {largest} in the largest)"
 
-    def least(margin: float) -> int:
-        return least_items(margin, alpha) if largest == 1 else least_clusters(margin, alpha, mean, largest)
+    def enough(count: int, margin: float) -> bool:
+        return can_pass(count, margin, alpha) if largest == 1 else count >= least_clusters(margin, alpha, mean, largest)
 
-    if len(sizes) >= least(gate.margin):
+    if enough(len(sizes), gate.margin):
         return []
+    least = len(sizes) + 1
+    while not enough(least, gate.margin):
+        least += 1
     # The closed form is a lower bound; the exact test may ask for a little more.
     points = math.ceil(1000 * (1 - alpha ** (1 / len(sizes))))
-    while points < 1000 and least(points / 1000) > len(sizes):
+    while points < 1000 and not enough(len(sizes), points / 1000):
         points += 1
     mend = f", or raise the margin to {points / 10:.1f} points" if points < 1000 else ""
     problem = (
         f"gates {gate.metric}: {len(sizes)} {what} cannot show a loss below {100 * gate.margin:g} points even if no "
-        f"answer changes: at least {least(gate.margin)} are needed at the alpha of {alpha:.3f} that is left after "
-        f"early stopping and the allowance for further attempts. Add {'items' if largest == 1 else 'clusters'}{mend}"
+        f"answer changes: at least {least} are needed at the alpha of {alpha:.2g} that is left after early stopping "
+        f"and {'the allowance for further attempts' if attempt == 1 else f'at attempt {attempt}'}. "
+        f"Add {'items' if largest == 1 else 'clusters'}{mend}"
     )
     return [problem]
+
+
+def _tried_out(recipe: Recipe, variants: tuple[Variant, ...], attempts: Mapping[str, int]) -> list[str]:
+    """One sentence a variant that was tried so often that it cannot pass any more."""
+    found = []
+    for variant in variants:
+        attempt = attempts.get(variant.name, 1)
+        tests = [gate for gate in recipe.gates if isinstance(gate, NonInferiority) and not gate.advisory]
+        problems = [problem for gate in tests for problem in _too_few(recipe, gate, attempt)] if attempt > 1 else []
+        found += [f"variants.{variant.name}: {problems[0]}, or leave it out with --only"] if problems else []
+    return found
+
+
+def _sizes(recipe: Recipe, gate: NonInferiority) -> list[int]:
+    metric, slice_name = _parts(recipe, gate)
+    return metric.cluster_sizes(slice_name or None, gate.metric.partition(".")[2].partition("/")[0])
 
 
 def _power(recipe: Recipe, gate: NonInferiority) -> list[str]:
     from quantize.stats import planning_table
 
-    metric, slice_name = _parts(recipe, gate)
-    sizes = metric.cluster_sizes(slice_name or None)
+    sizes = _sizes(recipe, gate)
     if not sizes:
         return []
     alpha = _spent(recipe, gate)

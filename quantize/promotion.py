@@ -132,13 +132,13 @@ def point_targets(
     registry: Registry,
     targets: Mapping[str, TargetRule],
     promoted: set[str],
-    may_replace: Callable[[VersionState, VersionState], bool],
+    may_replace: Callable[[VersionState, VersionState, int], bool],
 ) -> dict[str, tuple[str | None, str]]:
     """Point each target at the best champion of its variants; returns the moves, (before, after) by alias.
 
     The best is chosen among the champions whose verdicts survive Holm's correction for the variants that compete
-    (`ratio`, the greatest p over alpha of a verdict's gates), and takes over only if `may_replace(it, current one)`;
-    else the next best is asked.
+    (`ratio`, the greatest p over alpha of a verdict's gates), and takes over only if `may_replace(it, current one,
+    number of rivals)`; else the next best is asked.
 
     Only targets that draw from a variant in `promoted`, or that do not exist yet, are looked at: what an operator
     rolled back or set by hand stays until something new passes. With nothing that passed, a new target serves the
@@ -159,7 +159,7 @@ def point_targets(
             continue
         serving = next((v for v in versions if v.version == current), versions[0])
         ranked = sorted(fit, key=lambda v: _rank(v, rule.prefer)) or [versions[0]]
-        able = (v for v in ranked if v is serving or serving is versions[0] or may_replace(v, serving))
+        able = (v for v in ranked if v is serving or serving is versions[0] or may_replace(v, serving, len(rule.from_)))
         best = next((v.version for v in able), current)
         if best is None or best == current:
             continue
@@ -192,8 +192,8 @@ def _same(one: Event, other: Event) -> bool:
 def _rank(version: VersionState, prefer: str) -> tuple[float, float]:
     """Smaller is better: by bytes, then by quality, or the other way round."""
     held = float(version.tags.get("weight_bytes", "inf"))
-    lower = -float(version.tags.get("lower") or "-inf")
-    return (held, lower) if prefer == "bytes" else (lower, held)
+    loss = -float(version.tags.get("difference") or version.tags.get("lower") or "-inf")
+    return (held, loss) if prefer == "bytes" else (loss, held)
 
 
 def _state(versions: list[VersionState], number: str) -> str:

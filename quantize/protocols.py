@@ -188,8 +188,15 @@ class Metric(Protocol):
         """What goes into the key: the config and the digests of the files it reads. Raises DataError for bad ones."""
         ...
 
-    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
-        """Items in each cluster of all items or of one slice; empty where only the running task knows."""
+    def dataset(self) -> str:
+        """The digest of what is asked, whatever it is called, in which order and how: attempts are counted on it."""
+        ...
+
+    def cluster_sizes(self, slice_name: str | None = None, quantity: str = "accuracy") -> list[int]:
+        """Items in each cluster, of all or of one slice, that a quantity is measured on.
+
+        Empty where only the running task knows.
+        """
         ...
 
     def slices(self) -> tuple[str, ...]:
@@ -276,7 +283,7 @@ class TargetRule(Protocol):
 
     @property
     def prefer(self) -> str:
-        """`bytes`: the fewest; `quality`: the highest lower limit of the first non-inferiority finding."""
+        """`bytes`: the fewest; `quality`: the least loss in the first blocking test on a whole eval."""
         ...
 
 
@@ -348,7 +355,10 @@ class Registry(Protocol):
         ...
 
     def fetch(self, run_id: str, path: str, out: Path) -> Path:
-        """Fetch one logged file of a run into the folder `out`; returns where it lies. Raises RegistryError."""
+        """Fetch one logged file of a run into the folder `out`; returns where it lies.
+
+        Raises DataError where the run holds no such file, RegistryError where nobody answers.
+        """
         ...
 
     def download(self, version: str, out: Path) -> None:

@@ -22,17 +22,14 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 from quantize import __version__, faults
 from quantize.artifact import Manifest
-from quantize.attempts import Ledger, tag_of
+from quantize.challenge import Challenge
 from quantize.errors import RegistryError
-from quantize.incumbent import Contest, rows_of_version
-from quantize.metrics import read_rows
 from quantize.plan import Stage
 from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, point_targets
-from quantize.protocols import Registry, Row, VersionState
+from quantize.protocols import Registry, VersionState
 from quantize.record import digest
 from quantize.run import Runner, RunRecord, VariantRecord
 from quantize.runlog import (
@@ -44,7 +41,7 @@ from quantize.runlog import (
     variant_params,
 )
 from quantize.store import Store, read_manifest, writing
-from quantize.verdict import Action, Decision, Finding, Outcome, Verdict
+from quantize.verdict import Action, Decision, Outcome, Verdict
 
 __all__ = ["BASELINE", "alone", "release_run"]
 
@@ -119,7 +116,8 @@ class _Release:
             version = self._publish(variant, run)
             self.decided.append((version, self._decide(variant, version, run)))
         promoted = {decision.variant for _, decision in self.decided if decision.action == "promote"}
-        point_targets(self.registry, self.registry.targets, promoted, self._may_serve)
+        ask = Challenge(self.registry, self.runner, self.record, self.versions)
+        point_targets(self.registry, self.registry.targets, promoted, ask.may_serve)
         faults.point("release.targets")
         aliases = self.registry.aliases()
         targets = tuple(self.registry.targets)
@@ -217,10 +215,13 @@ class _Release:
         action = _ACTIONS[verdict.outcome]
         champion = self._against(variant, version)
         reason = " ".join(verdict.reasons()[:1])
-        against = self._contested(variant, version, champion) if action == "promote" else []
+        ask = Challenge(self.registry, self.runner, self.record, self.versions)
+        against = ask.against_champion(variant, version, champion) if action == "promote" else []
         beaten = [finding for finding in against if finding.outcome != "pass"]
+        stale = ask.stale(variant)
         tags = {"verdict_digest": verdict.digest(), "outcome": verdict.outcome, "lower": _lower(verdict)}
-        tags |= {"ratio": _ratio(verdict), **self._attempt(variant)}
+        tags |= {"ratio": _ratio(verdict), "difference": _difference(verdict), **ask.attempt_tags(variant)}
+        tags |= {"measured_on": ask.measured_on()}
         tags |= {"recipe_digest": verdict.recipe_digest, "run": self.record.run, "evidence_run": run}
         tags |= {"against": champion or ""}
         if version.state == "rolled_back":
@@ -229,11 +230,12 @@ class _Release:
             action = "hold" if action == "promote" else action
             sentence = f"{_DONE[action].capitalize()}: version {number} was rolled back before, and only "
             sentence += f"`quantize promote --force` brings it back. {reason}"
-        elif action == "promote" and (self._stale(variant) or beaten):
-            self.registry.tag(number, {**tags, "state": "passed"})
+        elif action == "promote" and (stale or beaten):
+            # A verdict at too large an alpha is none; one that lost to the champion may be promoted by hand.
+            self.registry.tag(number, {**tags, "state": "inconclusive" if stale else "passed"})
             faults.point("release.held")
             action = "hold"
-            sentence = f"Held: version {number}. {self._stale(variant) or beaten[0].sentence}"
+            sentence = f"Held: version {number}. {stale or beaten[0].sentence}"
         elif action == "promote":
             self.registry.tag(number, {**tags, "state": "passed"})
             faults.point("release.passed")
@@ -265,64 +267,6 @@ class _Release:
             run=run,
             against=against,
         )
-
-    def _attempt(self, variant: VariantRecord) -> dict[str, str]:
-        """The tag that counts this attempt; none where the variant was stopped before it was shown the eval set."""
-        confirmation = self.runner.plan.recipe.confirmation
-        shown = {label.removeprefix("evaluate.") for label in variant.stages if label.startswith("evaluate.")}
-        if confirmation in shown if confirmation is not None else shown:
-            # Where the registry knows of more, this artifact's own number: the next run judges it at that.
-            known = Ledger.of_versions(self.versions).attempt(variant.verdict.basis, variant.verdict.artifact_digest)
-            return {tag_of(variant.verdict.basis): str(max(known, variant.verdict.attempt))}
-        return {}
-
-    def _stale(self, variant: VariantRecord) -> str | None:
-        """Why a verdict may not promote: the registry knows of more attempts than it was judged at."""
-        verdict = variant.verdict
-        ledger = Ledger.of_versions(self.versions)
-        number = ledger.attempt(verdict.basis, verdict.artifact_digest)
-        if verdict.attempt >= number:
-            return None
-        return (
-            f"It was judged as attempt {verdict.attempt} on this eval set, and the registry knows {number - 1} before "
-            "it. Run again: it is judged at its own alpha then."
-        )
-
-    def _contested(self, variant: VariantRecord, version: VersionState, champion: str | None) -> list[Finding]:
-        """The recipe's gates against the champion that would be replaced; none where there is none."""
-        incumbent = next((v for v in self.versions if v.version == champion), None)
-        if incumbent is None or incumbent.variant == BASELINE or incumbent.version == version.version:
-            return []  # against the baseline it was judged already
-        found = partial(self._rows, variant.stages)
-        spending = self.runner.plan.recipe.spending(variant.name, variant.verdict.attempt)
-        return self._contest().judge(incumbent, rows_of_version(self.registry, incumbent), version, found, spending)
-
-    def _may_serve(self, candidate: VersionState, incumbent: VersionState) -> bool:
-        """Whether a target may move from one variant's champion to another's: by the same gates, on their rows."""
-        if candidate.variant == incumbent.variant:
-            return True  # it has just replaced it
-        held, found = (rows_of_version(self.registry, version) for version in (incumbent, candidate))
-        spending = self.runner.plan.recipe.spending(candidate.variant, 1)
-        findings = self._contest().judge(incumbent, held, candidate, found, spending)
-        beaten = [finding for finding in findings if finding.outcome != "pass"]
-        if beaten:
-            self.runner.watcher.note(
-                f"version {candidate.version} ({candidate.variant}) does not replace version {incumbent.version}: "
-                f"{beaten[0].sentence}"
-            )
-        return not beaten
-
-    def _contest(self) -> Contest:
-        recipe = self.runner.plan.recipe
-        trade = self.registry.trade
-        allowed = (trade.smaller_by, trade.margin) if trade is not None else None
-        return Contest(recipe.evals, recipe.gates, partial(self._rows, self.record.baseline_stages), allowed)
-
-    def _rows(self, stages: dict[str, str], name: str) -> list[Row]:
-        """The rows of an arm of this run."""
-        if f"evaluate.{name}" not in stages:
-            raise RegistryError(f"{name} was not measured in this run.", where=self.record.run)
-        return read_rows(self.runner.store.path("evaluate", stages[f"evaluate.{name}"]))
 
     def _against(self, variant: VariantRecord, version: VersionState) -> str | None:
         """The champion that is decided against; where a release of the same verdict was cut off, the one it met."""
@@ -388,9 +332,19 @@ def _ratio(verdict: Verdict) -> str:
     return str(max(ratios, default=0.0))
 
 
-def _always(_candidate: VersionState, _incumbent: VersionState) -> bool:
+def _always(_candidate: VersionState, _incumbent: VersionState, _rivals: int) -> bool:
     """For targets that do not exist yet: they replace nothing."""
     return True
+
+
+def _difference(verdict: Verdict) -> str:
+    """The difference of the first blocking test on a whole eval: what `prefer: quality` ranks by; "" without one.
+
+    Not its lower limit, which an early stop leaves wide.
+    """
+    tests = [f for f in verdict.findings if f.kind == "noninferiority" and not f.advisory and "/" not in f.metric]
+    found = [f.numbers.get("difference") for f in tests]
+    return str(found[0]) if found and found[0] is not None else ""
 
 
 def _lower(verdict: Verdict) -> str:

@@ -15,20 +15,22 @@ from pathlib import Path
 from quantize import __version__, faults
 from quantize.actor import actor
 from quantize.artifact import Manifest
-from quantize.attempts import Ledger
+from quantize.attempts import Ledger, basis, note
 from quantize.errors import QuantizeError, StageFailed, StoreError
 from quantize.evidence import Evidence
 from quantize.gates import Limit
-from quantize.judgement import basis
 from quantize.plan import Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Executor, Progress, StageSpec
 from quantize.recipe import LoadedRecipe
-from quantize.record import Record
+from quantize.record import Record, digest
 from quantize.seal import seal, withdraw
 from quantize.store import Store, read_manifest, verify_directory, writing
 from quantize.verdict import Decision, Finding, Outcome, Verdict
 
-__all__ = ["RESOLVED", "RunRecord", "Runner", "VariantRecord", "Watcher", "exit_code", "read_record"]
+__all__ = ["RESOLVED", "RUN", "RunRecord", "Runner", "VariantRecord", "Watcher", "exit_code", "read_record"]
+
+#: The kind of the lease that a run holds from its first stage to its last decision.
+RUN = "run"
 
 #: What leaves a variant a chance to pass in the end.
 _MAY_PASS: tuple[Outcome, ...] = ("pass", "inconclusive")
@@ -104,6 +106,14 @@ class Watcher:
         """The run is over, well or badly."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An artifact, and how often its variant was tried, this time included."""
+
+    artifact: str
+    number: int
+
+
 @dataclass
 class Runner:
     """One run of one plan in one store. `ledger` knows the attempts before it."""
@@ -136,7 +146,10 @@ class Runner:
         if self.plan.calibrate is not None:
             self._stage(self.plan.calibrate)
         for stage in (*self.plan.baseline.values(), *self.plan.noise.values()):
-            self._stage(stage)
+            stops = self._stage(stage).summary["hard_stops"]
+            if stops:
+                # No variant can be compared with it, and none is to blame.
+                raise StageFailed(f"the baseline's answers are worthless: {stops[0]}", where=f"stage {stage.label}")
         records = [self._variant(way) for way in self.plan.variants]
         record = RunRecord(
             run=self.name,
@@ -187,8 +200,12 @@ class Runner:
             keys["quantize"] = way.quantize.key
             proof = self._stage(way.prove)
             keys["prove"] = way.prove.key
-            measured = way.measured(self._attempt(way, made))
-            count = self._measure(measured, keys) if proof.summary["outcome"] == "pass" else 0
+            artifact = made.checkpoint_digest()
+            attempt = self.ledger.attempt(list(self._bases(way).values()), artifact)
+            measured = way.measured(attempt)
+            count = 0
+            if proof.summary["outcome"] == "pass":
+                count = self._measure(way, measured, _Attempt(artifact, attempt), keys)
             judge = measured.judges[count]
             self._stage(judge)
         except StageFailed as error:
@@ -199,12 +216,13 @@ class Runner:
         stages = {**keys, "judge": judge.key}
         return VariantRecord(name=way.variant.name, verdict=verdict, evidence=evidence, decision=None, stages=stages)
 
-    def _measure(self, measured: Measured, keys: dict[str, str]) -> int:
+    def _measure(self, way: VariantPlan, measured: Measured, attempt: _Attempt, keys: dict[str, str]) -> int:
         """Run one eval after another, as long as the variant may still pass; returns how many were run."""
         confirmation = self.plan.recipe.confirmation
         for count, (name, stage) in enumerate(measured.evaluate.items()):
             if name == confirmation and not self._so_far(measured, count, ("pass",), keys):
                 return count
+            self._note(way, name, attempt)
             summary = self._stage(stage).summary
             keys[f"evaluate.{name}"] = stage.key
             stopped = (summary["progressed"] or {}).get("stopped")
@@ -232,12 +250,26 @@ class Runner:
         verdict = Verdict.model_validate_json((directory / "verdict.json").read_text(encoding="utf-8"))
         return verdict, Evidence.model_validate_json((directory / "evidence.json").read_text(encoding="utf-8"))
 
-    def _attempt(self, way: VariantPlan, made: Manifest) -> int:
-        """How often this variant was tried on this eval set, this artifact included."""
+    def _bases(self, way: VariantPlan) -> dict[str, str]:
+        """What attempts of a variant are counted on, by eval."""
         baseline = self.store.find("fetch", self.plan.fetch.key)
-        digest = baseline.checkpoint_digest() if baseline is not None else ""
-        ground = basis(digest, self.plan.counted, way.variant.name)
-        return self.ledger.attempt(ground, made.checkpoint_digest())
+        bytes_of_it = baseline.checkpoint_digest() if baseline is not None else ""
+        return {name: basis(bytes_of_it, dataset, way.variant.name) for name, dataset in self.plan.counted.items()}
+
+    def _note(self, way: VariantPlan, name: str, attempt: _Attempt) -> None:
+        """Count an attempt before the artifact is shown its first item of an eval; once."""
+        ground = self._bases(way).get(name)
+        if ground is None or self.ledger.knows(ground, attempt.artifact):
+            return
+        with self.store.lease("attempts", digest("attempts"), lambda _owner: None):
+            if Ledger.of(self.store, ()).attempt([ground], attempt.artifact) > attempt.number:
+                raise StageFailed(
+                    "another run has shown this eval set to another artifact of the variant meanwhile.",
+                    where=f"variant {way.variant.name}",
+                    fix="Run again: it is judged as one attempt more.",
+                )
+            note(self.store, [ground], attempt.artifact, attempt.number)
+        self.ledger.add(ground, attempt.artifact, attempt.number)
 
     def _stage(self, stage: Stage) -> Manifest:
         """Return the stage's manifest, running it first if nobody has."""
@@ -319,4 +351,8 @@ def read_record(directory: Path) -> RunRecord:
             "the run did not get as far as a verdict.", where=str(directory), fix="Run the same recipe to resume it."
         ) from None
     except ValueError as error:
-        raise StoreError("this is not a run record of this program.", where=str(path)) from error
+        raise StoreError(
+            "this is not a run record of this program.",
+            where=str(path),
+            fix="An older or newer program made it: run the recipe again.",
+        ) from error

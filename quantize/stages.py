@@ -214,7 +214,7 @@ def evaluate(config: Config, work: Work) -> Config:
 def judge(config: Config, work: Work) -> Config:
     """All arms' artifacts + gates -> `rules.json`, `evidence.json`, `verdict.json`."""
     from quantize.gates import GateConfig
-    from quantize.judgement import Rules, collect, counted, decide
+    from quantize.judgement import Rules, collect, decide
     from quantize.metrics import MetricConfig
 
     metrics: Sequence[Metric] = TypeAdapter(list[MetricConfig]).validate_python(config["evals"])
@@ -225,14 +225,7 @@ def judge(config: Config, work: Work) -> Config:
     (work.out / "rules.json").write_text(rules.model_dump_json(indent=1), encoding="utf-8")
     (work.out / "evidence.json").write_text(collected.evidence.model_dump_json(indent=1), encoding="utf-8")
     (work.out / "verdict.json").write_text(verdict.model_dump_json(indent=1), encoding="utf-8")
-    return {
-        "outcome": verdict.outcome,
-        "verdict_digest": verdict.digest(),
-        "attempt": verdict.attempt,
-        "basis": verdict.basis,
-        "artifact": verdict.artifact_digest,
-        "counted": counted(rules, work.inputs),
-    }
+    return {"outcome": verdict.outcome, "verdict_digest": verdict.digest()}
 
 
 STAGES: dict[str, StageKind] = {

@@ -156,6 +156,17 @@ class Store:
         idle = [path for path in found if not self._held(path)]
         return sorted(path for path in idle if path.name not in kept or not (path / MANIFEST).exists())
 
+    def held(self, kind: str) -> bool:
+        """Whether anybody holds a lease of this kind."""
+        for lock in self.root.glob(f"leases/{kind}-*.lock"):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if not _try_lock(descriptor):
+                    return True
+            finally:
+                os.close(descriptor)
+        return False
+
     def _held(self, path: Path) -> bool:
         stem = path.name.split(".")[0] if path.parent.name == "drafts" else f"{path.parent.name}-{path.name}"
         lock = self.root / "leases" / f"{stem}.lock"

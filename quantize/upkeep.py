@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantize.errors import QuantizeError
-from quantize.run import RunRecord, read_record
+from quantize.errors import QuantizeError, StoreError
+from quantize.run import RUN, RunRecord, read_record
 from quantize.store import Store, writing
 
 __all__ = ["Garbage", "delete", "find_garbage", "run_directories"]
@@ -34,14 +35,16 @@ def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
 
     `keep_runs` is how many runs of each recipe are kept, newest first; None keeps all of them.
     """
+    keep: set[str] = set()
     by_recipe: dict[str, list[tuple[Path, RunRecord]]] = {}
     for directory in run_directories(store):
         try:
             record = read_record(directory)
         except QuantizeError:
+            # Another program's run, an older one's say, is not ours to judge: what it names stays.
+            keep |= _named(directory)
             continue
         by_recipe.setdefault(record.recipe, []).append((directory, record))
-    keep: set[str] = set()
     dropped: list[Path] = []
     for runs in by_recipe.values():
         kept = runs if keep_runs is None else runs[len(runs) - min(keep_runs, len(runs)) :]
@@ -54,8 +57,25 @@ def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
     return [Garbage(path, _held(path)) for path in (*store.garbage(keep), *dropped)]
 
 
-def delete(garbage: list[Garbage]) -> None:
-    """Remove what was found. The manifest goes first, so that a crash leaves garbage and never half an artifact."""
+def _named(directory: Path) -> set[str]:
+    """Every key that a run record names, whatever else it holds; nothing where there is none."""
+    try:
+        return set(re.findall(r"\b[0-9a-f]{64}\b", (directory / "run.json").read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def delete(store: Store, garbage: list[Garbage]) -> None:
+    """Remove what was found. The manifest goes first, so that a crash leaves garbage and never half an artifact.
+
+    Raises StoreError while a run is going on: what it has made, no record names yet.
+    """
+    if store.held(RUN):
+        raise StoreError(
+            "a run is going on, and what it has made so far would go too.",
+            where=str(store.root),
+            fix="Wait until it is over.",
+        )
     for item in garbage:
         with writing(item.path):
             (item.path / "manifest.json").unlink(missing_ok=True)

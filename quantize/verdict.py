@@ -42,8 +42,8 @@ class Finding(Record):
 class Verdict(Record):
     """All findings of one variant. `rows` are the digests of the files that the findings were computed from.
 
-    `attempt` counts the artifacts of this variant that were judged on this eval set; `basis` is the digest of what
-    they have in common: baseline, eval set and the variant's name.
+    `attempt` counts the artifacts of this variant that were shown this eval set; `bases` are the digests of what they
+    have in common, one an eval: baseline, items and the variant's name. Empty where the variant was shown none.
     """
 
     version: Literal[2] = 2
@@ -56,7 +56,7 @@ class Verdict(Record):
     rows: dict[str, str]
     program: str
     attempt: int = 1
-    basis: str = ""
+    bases: list[str] = Field(default_factory=list)
 
     def reasons(self) -> list[str]:
         """The sentences that decided: those of the findings whose outcome is the verdict's, gates before the proof."""

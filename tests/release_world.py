@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact import Provenance
-from quantize.attempts import Ledger
+from quantize.attempts import Ledger, basis, note
 from quantize.device import Device
 from quantize.evidence import ITEM_ROWS, Comparison, Evidence, Measurement
 from quantize.executors import Local
-from quantize.judgement import basis
 from quantize.metrics._rows import write_rows
 from quantize.plan import Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Row
@@ -168,14 +167,14 @@ class World:
             }
         )
         fetch = self.commit("fetch", "", self.baseline)
-        counted = hashlib.sha256(f"{self.eval_set} {self.extra}".encode()).hexdigest()
+        dataset = hashlib.sha256(f"{self.eval_set} {self.extra}".encode()).hexdigest()
         ways, records = [], []
         for result, variant in zip(results, recipe.variants, strict=True):
             stage = self.commit("quantize", result.variant, result.weights)
             other = Stage("prove", result.variant, "0" * 64, 1, {}, {}, (), "cpu")
             ways.append(VariantPlan(variant, stage, other, lambda _attempt: Measured({}, ())))
-            records.append(self._record(result, fetch, stage, counted))
-        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, {}, {}, tuple(ways), counted)
+            records.append(self._record(result, fetch, stage, dataset))
+        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, {}, {}, tuple(ways), {evals[-1]: dataset})
         loaded = LoadedRecipe(recipe, Path("recipe.yaml"), "name: tiny\n", "d" * 64, ())
         runner = Runner(loaded, plan, self.store, Local(), Watcher())
         everything = self._rows(answers(self.eval_set, extra=self.extra))
@@ -202,7 +201,7 @@ class World:
         """Run and release."""
         return release_run(self.registry, *self.run(*results), lambda record: f"report of {record.run}\n")
 
-    def _record(self, result: Result, fetch: Stage, stage: Stage, counted: str) -> VariantRecord:
+    def _record(self, result: Result, fetch: Stage, stage: Stage, dataset: str) -> VariantRecord:
         baseline, artifact = self.store.find("fetch", fetch.key), self.store.find("quantize", stage.key)
         assert baseline is not None
         assert artifact is not None
@@ -240,7 +239,8 @@ class World:
             sentence=f"facts.accuracy of {result.variant} is what it is{result.note}.",
             numbers={"lower": result.lower, "p_value": result.p_value, "alpha": 0.05},
         )
-        ground = basis(evidence.baseline_digest, counted, result.variant)
+        # A variant that is shown no confirmation is no attempt.
+        bases = [] if self.confirmation else [basis(evidence.baseline_digest, dataset, result.variant)]
         ledger = Ledger.of(self.store, self.registry.versions())
         verdict = Verdict(
             variant=result.variant,
@@ -251,15 +251,14 @@ class World:
             recipe_digest="d" * 64,
             rows={},
             program="quantize",
-            attempt=result.attempt or ledger.attempt(ground, evidence.artifact_digest),
-            basis=ground,
+            attempt=result.attempt or ledger.attempt(bases, evidence.artifact_digest),
+            bases=bases,
         )
+        note(self.store, bases, verdict.artifact_digest, verdict.attempt)
         stages = {"quantize": stage.key}
         stages["evaluate.facts"] = self._rows(answers(self.eval_set, result.lost, result.looks, extra=self.extra))
         papers = {"verdict.json": verdict.model_dump_json(), "evidence.json": evidence.model_dump_json()}
-        said = {"artifact": verdict.artifact_digest, "basis": ground, "attempt": verdict.attempt}
-        said["counted"] = not self.confirmation
-        stages["judge"] = self._keep("judge", {name: text.encode() for name, text in papers.items()}, said)
+        stages["judge"] = self._keep("judge", {name: text.encode() for name, text in papers.items()})
         return VariantRecord(name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages=stages)
 
     def _rows(self, rows: list[Row]) -> str:
@@ -268,7 +267,7 @@ class World:
             write_rows(rows, ITEM_ROWS, Path(scratch))
             return self._keep("evaluate", {"rows.parquet": (Path(scratch) / "rows.parquet").read_bytes()})
 
-    def _keep(self, kind: str, files: dict[str, bytes], summary: dict[str, Any] | None = None) -> str:
+    def _keep(self, kind: str, files: dict[str, bytes]) -> str:
         """Commit a stage of `files`; returns its key."""
         key = hashlib.sha256(kind.encode() + b"".join(files.values())).hexdigest()
         with self.store.lease(kind, key, lambda _owner: None):
@@ -276,6 +275,5 @@ class World:
                 draft = self.store.draft(kind, key)
                 for name, data in files.items():
                     (draft / name).write_bytes(data)
-                said = summary or {}
-                self.store.commit(draft, kind=kind, name="", key=key, inputs={}, summary=said, provenance=PROVENANCE)
+                self.store.commit(draft, kind=kind, name="", key=key, inputs={}, summary={}, provenance=PROVENANCE)
         return key

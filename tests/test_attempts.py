@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 from program import command, tiny_recipe, write_recipe
 from release_world import Result, World
 
-from quantize.attempts import Ledger, tag_of
-from quantize.evidence import Spending
-from quantize.judgement import Rules, basis, counted
+from quantize.attempts import Ledger, basis, note, tags_of
+from quantize.errors import StoreError
 from quantize.release import release_run
 from quantize.run import RunRecord
 from quantize.verdict import Decision
@@ -45,7 +43,7 @@ def told(world: World) -> list[dict[str, str]]:
 def test_each_new_artifact_of_a_variant_is_one_attempt_more_and_its_version_says_so(world):
     records = [world.release(result) for result in (FIRST, SECOND, THIRD)]
     assert [attempt(record) for record in records] == [1, 2, 3]
-    tag = tag_of(records[0].variants[0].verdict.basis)
+    (tag,) = tags_of(records[0].variants[0].verdict.bases, 1)
     assert told(world) == [{}, {tag: "1"}, {tag: "2"}, {tag: "3"}]
 
 
@@ -79,15 +77,40 @@ def test_attempts_are_counted_by_baseline_eval_set_and_variant():
     ledger = Ledger()
     one, *others = sorted(grounds)
     ledger.add(one, "first", 1)
-    assert [ledger.attempt(ground, "second") for ground in (one, *others)] == [2, 1, 1, 1]
+    assert [ledger.attempt([ground], "second") for ground in (one, *others)] == [2, 1, 1, 1]
 
 
 def test_where_two_sources_disagree_the_later_number_counts():
     ledger = Ledger()
     for number in (1, 3, 2):
         ledger.add("ground", "artifact", number)
-    assert ledger.attempt("ground", "artifact") == 3
-    assert ledger.attempt("ground", "another") == 4
+    assert ledger.attempt(["ground"], "artifact") == 3
+    assert ledger.attempt(["ground"], "another") == 4
+
+
+def test_where_several_evals_count_the_greatest_number_holds():
+    ledger = Ledger()
+    ledger.add("one", "first", 1)
+    ledger.add("other", "first", 1)
+    ledger.add("other", "second", 2)
+    assert ledger.attempt(["one", "other"], "third") == 3
+    assert ledger.attempt(["one"], "third") == 2
+    assert ledger.attempt([], "third") == 1
+
+
+def test_an_attempt_counts_from_the_moment_its_artifact_is_shown_an_item(world):
+    """A run that is killed while it evaluates has judged nothing, and has seen what it has seen."""
+    note(world.store, ["ground"], "artifact", 1)
+    assert Ledger.of(world.store, ()).attempt(["ground"], "another") == 2
+
+
+def test_a_ledger_that_cannot_be_read_is_named_with_its_line(world):
+    note(world.store, ["ground"], "artifact", 1)
+    with (world.store.root / "attempts.jsonl").open("a") as file:
+        file.write('{"basis": "gro')
+    with pytest.raises(StoreError, match="no attempt of this program") as caught:
+        Ledger.of(world.store, ())
+    assert str(caught.value.where).endswith("attempts.jsonl:2")
 
 
 def test_what_was_judged_and_not_released_counts_in_its_store(world):
@@ -114,7 +137,7 @@ def test_a_verdict_at_too_low_an_attempt_is_held_and_judged_at_its_own_the_next_
     assert stale.action == "hold"
     assert "judged as attempt 1 on this eval set, and the registry knows 1 before it. Run again" in stale.sentence
     assert world.registry.aliases()["fp8"] == "2"
-    assert world.registry.versions()[2].state == "passed"
+    assert world.registry.versions()[2].state == "inconclusive"
     again = world.release(SECOND)
     assert attempt(again) == 2
     assert decided(again).action == "promote"
@@ -127,21 +150,6 @@ def test_a_confirmation_counts_only_the_variants_that_were_shown_it(world):
     world.release(Result("fp8", b"bad", "fail"))
     assert told(world) == [{}, {}]
     assert attempt(world.release(FIRST)) == 1
-
-
-@pytest.mark.parametrize(
-    ("confirmation", "shown", "expected"),
-    [
-        (None, [], False),
-        (None, ["facts"], True),
-        ("fresh", ["facts"], False),
-        ("fresh", ["facts", "fresh"], True),
-    ],
-)
-def test_a_variant_that_was_stopped_before_it_was_shown_the_eval_set_is_no_attempt(confirmation, shown, expected):
-    rules = Rules(variant="fp8", rules_digest="r", evals="e", spending=Spending(confirmation=confirmation))
-    inputs = {label: Path() for name in shown for label in (f"baseline.{name}", f"variant.{name}")}
-    assert counted(rules, {**inputs, "model": Path(), "quantized": Path(), "proof": Path()}) is expected
 
 
 @pytest.mark.slow

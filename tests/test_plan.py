@@ -182,10 +182,22 @@ def test_attempts_are_counted_on_the_items_of_blocking_tests(planned):
     evals = [*tiny_recipe()["evals"], {"kind": "text", "name": "prose", "path": str(TINY / "heldout.txt")}]
     limit = {"kind": "limit", "metric": "prose.perplexity", "at_most": 0.1, "advisory": False}
     gates = tiny_recipe()["gates"]
-    same = {planned().counted, planned(evals=evals, gates=[*gates, limit]).counted, planned(gates=WIDER).counted}
-    assert len(same) == 1, "neither a margin nor a text makes it another eval set"
     asked = [{**tiny_recipe()["evals"][0], "max_new_tokens": 8}]
-    assert planned(evals=asked).counted not in same
+    renamed = [{**tiny_recipe()["evals"][0], "name": "others"}]
+    test = {**gates[0], "metric": "others.accuracy"}
+    plans = [
+        planned(),
+        planned(evals=evals, gates=[*gates, limit]),
+        planned(gates=WIDER),
+        planned(evals=asked),
+        planned(evals=renamed, gates=[test]),
+        planned(seed=7),
+    ]
+    datasets = {tuple(plan.counted.values()) for plan in plans}
+    assert len(datasets) == 1, "neither a margin, a text, a name nor a setting makes it another eval set"
+    assert len({way.measured(1).evaluate["facts"].config["seed"] for way in planned(seed=7).variants}) == 1
+    first, second = (planned(seed=seed).baseline["facts"].config["seed"] for seed in (0, 7))
+    assert first == second, "another order of the items cannot be had for the asking"
 
 
 def test_a_changed_calibration_changes_only_the_way_of_calibrated_variants(planned):

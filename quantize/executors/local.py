@@ -18,6 +18,7 @@ from typing import Any, Literal
 from quantize.errors import Interrupted, StageFailed
 from quantize.protocols import Progress, StageSpec
 from quantize.record import Record
+from quantize.store import writing
 
 __all__ = ["Local"]
 
@@ -36,7 +37,9 @@ class Local(Record):
 
     def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: int) -> None:
         """See `protocols.Executor.run`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with writing(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
         read, write = os.pipe()
         with tempfile.TemporaryDirectory() as scratch, log.open("wb") as output:
             job = Path(scratch) / "stage.json"

@@ -40,8 +40,9 @@ class Limit(Record):
         high = comparison.difference if comparison.high is None else comparison.high
         outcome: Outcome = "pass" if high <= self.at_most else "fail" if low > self.at_most else "inconclusive"
         relation = {"pass": "within", "fail": "above", "inconclusive": "too close to tell from"}[outcome]
+        interval = f" (interval {low:+.4f} to {high:+.4f})" if comparison.low is not None else ""
         sentence = (
-            f"{self.metric} is {comparison.difference:+.4f} {comparison.unit} (interval {low:+.4f} to {high:+.4f}), "
+            f"{self.metric} is {comparison.difference:+.4f} {comparison.unit}{interval}, "
             f"{relation} the limit of {self.at_most:g}."
         )
         numbers: dict[str, float | int | str | None] = {

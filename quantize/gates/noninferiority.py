@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["NonInferiority"]
 
 _STOPPED = {
-    "pass": "Stopped early after {n} of {total} items: the margin was already excluded.",
-    "fail": "Stopped early after {n} of {total} items: a loss beyond the margin was already shown.",
-    "futile": "Stopped early after {n} of {total} items: even with every other item right it could not have passed.",
+    "pass": "Decided after {n} of {total} items: a loss of the margin was already excluded.",
+    "fail": "Decided after {n} of {total} items: a loss beyond the margin was already shown.",
+    "futile": "Ended after {n} of {total} items: even with every other item right it could not have passed.",
 }
 
 
@@ -94,6 +94,8 @@ class NonInferiority(Record):
             "p_value": test.p_value,
             "alpha": test.alpha,
             "spent": test.spent,
+            "lower_level": test.levels[0],
+            "upper_level": test.levels[1],
             "attempt": spending.attempt_at(self.metric),
             "margin": test.margin,
             "method": test.method,
@@ -124,18 +126,20 @@ class NonInferiority(Record):
         difference, lower, upper, margin = (
             100 * value for value in (test.difference, test.lower, test.upper, self.margin)
         )
+        covered = 100 * (1 - sum(test.levels))
         counted = f"{test.n} items" if test.n == test.total else f"{test.n} of {test.total} items"
         grouped = f" in {test.clusters} clusters" if test.clusters < test.n else ""
         measured = (
-            f"{self.metric} changed by {difference:+.1f} points ({lower:+.1f} to {upper:+.1f}, "
-            f"{counted}{grouped}, {test.losses} lost, {test.gains} gained)"
+            f"{self.metric} changed by {difference:+.1f} points "
+            f"({covered:.0f} % interval {lower:+.1f} to {upper:+.1f}, {counted}{grouped}, "
+            f"{test.losses} lost, {test.gains} gained)"
         )
         if test.outcome == "pass":
             said = f"{measured}: {'worse, but within' if upper < 0 else 'within'} the margin of {margin:g} points."
         elif test.outcome == "fail":
             said = f"{measured}: worse than the margin of {margin:g} points allows."
         else:
-            needed = f" About {test.needed} items would decide." if test.needed else ""
+            needed = f" About {test.needed} items would show it nine times in ten." if test.needed else ""
             said = f"{measured}: this neither shows nor excludes a loss beyond {margin:g} points.{needed}"
         stopped = f" {_STOPPED[test.stopped].format(n=test.n, total=test.total)}" if test.stopped else ""
         attempt = spending.attempt_at(self.metric)

@@ -15,7 +15,14 @@ from typing import Any
 
 from quantize.errors import DataError
 
-__all__ = ["fix_fewshot", "generation_stops", "make_task", "run_tasks", "sandboxed_templates"]
+__all__ = [
+    "find_documents_by_number",
+    "fix_fewshot",
+    "generation_stops",
+    "make_task",
+    "run_tasks",
+    "sandboxed_templates",
+]
 
 Sample = dict[str, Any]
 
@@ -61,6 +68,15 @@ def run_tasks(
         raise DataError("lm-eval returned nothing.")
     samples: dict[str, list[Sample]] = result["samples"]
     return samples
+
+
+def find_documents_by_number(task: Any, documents: list[dict[str, Any]]) -> None:
+    """Let the harness fetch a look's documents by their numbers: by itself it walks the whole set for each look."""
+
+    def chosen(*, samples: list[int] | None = None, **_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from enumerate(documents if samples is None else [documents[number] for number in samples])
+
+    task.doc_iterator = chosen
 
 
 def fix_fewshot(task: Any, documents: list[dict[str, Any]]) -> None:

@@ -42,7 +42,8 @@ def load_items(path: str) -> list[Item]:
     """Items of a file, a glob or a folder of `.jsonl` files, in a stable order. Raises DataError naming file:line."""
     files = _files(path)
     seen: dict[str, str] = {}
-    items = []
+    asked: dict[str, Item] = {}
+    items: list[Item] = []
     for file in files:
         try:
             # Not splitlines(): JSON lets a text hold U+2028 and its like as they are.
@@ -57,6 +58,13 @@ def load_items(path: str) -> list[Item]:
             if item.id in seen:
                 raise DataError(
                     f"the id {item.id!r} was used at {seen[item.id]} already.", where=where, fix="Ids are unique."
+                )
+            twin = asked.setdefault(item.prompt_digest(), item)
+            if twin is not item and (item.cluster is None or item.cluster != twin.cluster):
+                raise DataError(
+                    f"item {item.id!r} asks the same as {twin.id!r} ({seen[twin.id]}).",
+                    where=where,
+                    fix="Remove one, or give both the same cluster: as two they would be evidence that is not there.",
                 )
             seen[item.id] = where
             items.append(item)

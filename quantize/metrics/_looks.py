@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, Progressed
 from quantize.metrics._rows import read_rows, write_rows
 from quantize.protocols import EvaluateJob, Row, Session, Stop
@@ -65,7 +66,14 @@ def answer_in_looks(ids: Sequence[str], clusters: Sequence[str | None], job: Eva
         places = {ids[item]: place + offset for offset, item in enumerate(items)}
         place += len(items)
         kept = job.parts.find(number) or _keep(job, number, items, places, answer)
-        rows += read_rows(kept)
+        found = read_rows(kept)
+        if not {row["item_id"] for row in found} <= set(places):
+            raise DataError(
+                "this look holds answers to other items: the eval's data has changed under the same name.",
+                where=str(kept),
+                fix=f"Remove {kept.parent} and run again.",
+            )
+        rows += found
         stops += json.loads((kept / _STOPS).read_text(encoding="utf-8"))
         done += 1
         job.progress("items", place, len(ids))

@@ -18,7 +18,7 @@ from quantize.protocols import Row
 from quantize.stats import document_bootstrap, judge_pairs, wilson_interval
 
 if TYPE_CHECKING:
-    from quantize.stats import Pairs
+    from quantize.stats import Interval, Pairs
 
 __all__ = ["compare_items", "pair_items"]
 
@@ -63,8 +63,9 @@ def compare_items(name: str, baseline: list[Row], variant: list[Row], early: flo
             if one[column] is not None and (not slice_name or one["slice"] == slice_name)
         ]
         found.append(_difference(metric, chosen, column, pairs, early))
-    found.append(_harmful(f"{name}.harmful_flips", joined.answered))
-    return found + _lengths(f"{name}.output_tokens", joined.answered)
+    whole = not joined.left
+    found.append(_harmful(f"{name}.harmful_flips", joined.answered, whole=whole))
+    return found + _lengths(f"{name}.output_tokens", joined.answered, whole=whole)
 
 
 def _join(baseline: list[Row], variant: list[Row]) -> _Joined:
@@ -145,10 +146,6 @@ def _pairs(joined: _Joined, column: str) -> Pairs:
 
 
 def _difference(metric: str, chosen: list[tuple[Row, Row]], column: str, pairs: Pairs, early: float) -> Comparison:
-    from quantize.stats.sequential import FAIL_LEVEL
-
-    # What the limits may miss together: of a whole set all of alpha below and what was spent at the end above; of one
-    # that stopped early what was spent below and the level of an early fail above.
     test = judge_pairs(pairs, _MARGIN, _ALPHA, early=early)
     return Comparison(
         metric=metric,
@@ -158,7 +155,7 @@ def _difference(metric: str, chosen: list[tuple[Row, Row]], column: str, pairs: 
         difference=test.difference,
         low=test.lower,
         high=test.upper,
-        level=1 - (test.alpha + test.spent if test.n == test.total else test.spent + FAIL_LEVEL),
+        level=1 - sum(test.levels),
         n=test.n,
         method=test.method,
         extra={
@@ -172,32 +169,28 @@ def _difference(metric: str, chosen: list[tuple[Row, Row]], column: str, pairs: 
     )
 
 
-def _harmful(metric: str, pairs: list[tuple[Row, Row]]) -> Comparison:
-    """The share of items that became worse, with its 90 % Wilson interval."""
-    losses = sum(other["score"] < one["score"] for one, other in pairs)
-    interval = wilson_interval(losses, len(pairs), 1 - 2 * _ALPHA)
-    return Comparison(
-        metric=metric,
-        unit="share of items",
-        baseline=0.0,
-        variant=interval.estimate,
-        difference=interval.estimate,
-        low=interval.lower,
-        high=interval.upper,
-        level=interval.confidence,
-        n=len(pairs),
-        method=interval.method,
-        extra={},
-    )
+def _harmful(metric: str, pairs: list[tuple[Row, Row]], *, whole: bool) -> Comparison:
+    """The share of items that became worse, with a 90 % interval: Wilson's, or a bootstrap over clusters."""
+    lost: dict[object, float] = {}
+    asked: dict[object, float] = {}
+    for one, other in pairs:
+        unit = _unit(one)
+        lost[unit] = lost.get(unit, 0.0) + (other["score"] < one["score"])
+        asked[unit] = asked.get(unit, 0.0) + 1
+    if 1 < len(asked) < len(pairs):
+        interval = document_bootstrap(list(lost.values()), list(asked.values()), 1 - 2 * _ALPHA)
+    else:
+        interval = wilson_interval(round(sum(lost.values())), len(pairs), 1 - 2 * _ALPHA)
+    return _advisory(metric, "share of items", interval, 0.0, interval.estimate, len(pairs), whole=whole)
 
 
-def _lengths(metric: str, pairs: list[tuple[Row, Row]]) -> list[Comparison]:
+def _lengths(metric: str, pairs: list[tuple[Row, Row]], *, whole: bool) -> list[Comparison]:
     """The ratio of mean output lengths, variant to baseline, with a bootstrap interval over clusters."""
     before: dict[object, float] = {}
     after: dict[object, float] = {}
     for one, other in pairs:
         if one["tokens"] is not None:
-            unit = one["place"] if one["cluster"] is None else one["cluster"]
+            unit = _unit(one)
             before[unit] = before.get(unit, 0.0) + one["tokens"]
             after[unit] = after.get(unit, 0.0) + other["tokens"]
     sums: list[float] = []
@@ -216,21 +209,31 @@ def _lengths(metric: str, pairs: list[tuple[Row, Row]]) -> list[Comparison]:
     sums[-1] += waiting
     ratio = document_bootstrap(sums, counts, 1 - 2 * _ALPHA)
     n = sum(one["tokens"] is not None for one, _ in pairs)
-    return [
-        Comparison(
-            metric=metric,
-            unit="ratio",
-            baseline=sum(before.values()) / n,
-            variant=sum(after.values()) / n,
-            difference=ratio.estimate,
-            low=ratio.lower,
-            high=ratio.upper,
-            level=ratio.confidence,
-            n=n,
-            method=ratio.method,
-            extra={},
-        )
-    ]
+    return [_advisory(metric, "ratio", ratio, sum(before.values()) / n, sum(after.values()) / n, n, whole=whole)]
+
+
+def _advisory(
+    metric: str, unit: str, interval: Interval, baseline: float, variant: float, n: int, *, whole: bool
+) -> Comparison:
+    """A comparison with a fixed-sample interval, which a sample that was stopped early does not have."""
+    return Comparison(
+        metric=metric,
+        unit=unit,
+        baseline=baseline,
+        variant=variant,
+        difference=interval.estimate,
+        low=interval.lower if whole else None,
+        high=interval.upper if whole else None,
+        level=interval.confidence if whole else None,
+        n=n,
+        method=interval.method,
+        extra={},
+    )
+
+
+def _unit(row: Row) -> object:
+    """What is independent of everything else: an item, or its cluster."""
+    return row["place"] if row["cluster"] is None else row["cluster"]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -200,7 +200,7 @@ def score(
         variant, baseline = _Online(wanted), _Online(wanted)
         difference = torch.zeros(len(wanted), dtype=torch.float64, device=hidden.device)
         for first, last in _blocks(vocabulary, _COLUMNS):
-            q = variant.add(head(states, first, last), first)
+            q = variant.add(head(states, first, last).to(hidden.device), first)
             if known is not None and before is not None:
                 p = baseline.add(known.logits(before, first, last), first)
                 weighted = torch.einsum("ij,ij->i", baseline.weights, p.sub_(q))

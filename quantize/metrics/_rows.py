@@ -31,7 +31,9 @@ def read_rows(artifact: Path) -> list[Row]:
     try:
         rows: list[Row] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"the rows cannot be read: {error}", where=str(path)) from error
+        raise DataError(
+            f"the rows cannot be read: {error}", where=str(path), fix=f"Remove {artifact} and run again."
+        ) from error
     return rows
 
 
@@ -55,10 +57,14 @@ def item_measurements(name: str, rows: list[Row]) -> list[Measurement]:
     for row in rows:
         if row["slice"] is not None:
             groups.setdefault(f"/{row['slice']}", []).append(row)
-    found = [_share(f"{name}.accuracy{suffix}", [row["score"] for row in group]) for suffix, group in groups.items()]
+    alone = all(row["cluster"] is None for row in rows)
+    found = [
+        _share(f"{name}.accuracy{suffix}", [row["score"] for row in group], alone=alone)
+        for suffix, group in groups.items()
+    ]
     read = [row for row in rows if row["parsed"] is not None]
     if read:
-        found.append(_share(f"{name}.parsed", [row["parsed"] for row in read]))
+        found.append(_share(f"{name}.parsed", [row["parsed"] for row in read], alone=alone))
         mean = sum(row["tokens"] for row in read) / len(read)
         found.append(
             Measurement(name=f"{name}.output_tokens", value=mean, unit="tokens", n=len(read), direction="lower")
@@ -66,10 +72,10 @@ def item_measurements(name: str, rows: list[Row]) -> list[Measurement]:
     return found
 
 
-def _share(name: str, scores: list[float]) -> Measurement:
-    """A mean score, with its 95 % Wilson interval where every score is 0 or 1."""
+def _share(name: str, scores: list[float], *, alone: bool) -> Measurement:
+    """A mean score, with its 95 % Wilson interval where every score is 0 or 1 and every item stands `alone`."""
     total, n = sum(scores), len(scores)
-    binary = all(score in (0.0, 1.0) for score in scores)
+    binary = alone and all(score in (0.0, 1.0) for score in scores)
     interval = wilson_interval(round(total), n) if binary and n else None
     return Measurement(
         name=name,

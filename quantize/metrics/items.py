@@ -5,6 +5,7 @@ Convention: with choices, the answer is the one with the greatest summed log-lik
 (`exact_match`). With several `generations`, an item's score is the share of them that are right.
 
 A generation holds an answer (`parsed`) unless it is empty or was cut off at `max_new_tokens` before it came to an end.
+Its length is that of its text, tokenized again.
 """
 
 from __future__ import annotations
@@ -62,9 +63,14 @@ class Items(Record):
         config = self.model_dump(mode="json", exclude={"path", "name"})
         return {**config, "items": items_digest(load_items(self.path))}
 
-    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
-        """Items by cluster, of all or of one slice; an item without a cluster is one of its own."""
-        chosen = [item for item in load_items(self.path) if slice_name is None or item.slice == slice_name]
+    def dataset(self) -> str:
+        """See `protocols.Metric`."""
+        return items_digest(sorted(load_items(self.path), key=lambda item: item.id))
+
+    def cluster_sizes(self, slice_name: str | None = None, quantity: str = "accuracy") -> list[int]:
+        """Items by cluster; an item without a cluster is one of its own. Only free answers can be unreadable."""
+        items = [item for item in load_items(self.path) if quantity != "parsed" or item.choices is None]
+        chosen = [item for item in items if slice_name is None or item.slice == slice_name]
         named = Counter(item.cluster for item in chosen if item.cluster is not None)
         return [*named.values(), *(1 for item in chosen if item.cluster is None)]
 

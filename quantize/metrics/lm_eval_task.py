@@ -14,7 +14,13 @@ from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
-from quantize.metrics._harness import fix_fewshot, generation_stops, run_tasks, sandboxed_templates
+from quantize.metrics._harness import (
+    find_documents_by_number,
+    fix_fewshot,
+    generation_stops,
+    run_tasks,
+    sandboxed_templates,
+)
 from quantize.metrics._looks import answer_in_looks
 from quantize.metrics._pairs import compare_items, pair_items
 from quantize.metrics._rows import check_scores, item_measurements, read_rows, write_rows
@@ -67,7 +73,12 @@ class LmEvalTask(Record):
             files |= {path.resolve() for path in Path(self.include_path).rglob("*") if path.is_file()}
         return {**config, "files": sorted(f"{path.name} {file_sha256(path)}" for path in files)} if files else config
 
-    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
+    def dataset(self) -> str:
+        """See `protocols.Metric`: the task and its files, whatever is scored."""
+        identity = self.identity()
+        return digest({key: identity.get(key) for key in ("kind", "task", "files")})
+
+    def cluster_sizes(self, slice_name: str | None = None, quantity: str = "accuracy") -> list[int]:
         """Only the running task knows."""
         return []
 
@@ -86,6 +97,7 @@ class LmEvalTask(Record):
             documents = list(task.eval_docs)[: self.limit]
             ids = _ids(documents)
             fix_fewshot(task, documents)
+            find_documents_by_number(task, documents)
 
             def answer(session: Session, numbers: list[int], look: int) -> tuple[list[Row], list[str]]:
                 lm = session.lm()
@@ -101,7 +113,7 @@ class LmEvalTask(Record):
                 check_scores(rows, self.task)
                 return rows, stops
 
-            clusters = _column(documents, self.cluster, self.task) if self.cluster else [None] * len(documents)
+            clusters = _column(documents, self.cluster, self.task) if self.cluster else _twins(ids)
             if self.slice:
                 _column(documents, self.slice, self.task)
             answered = answer_in_looks(ids, clusters, job, answer)
@@ -205,6 +217,13 @@ def _ids(documents: list[dict[str, Any]]) -> list[str]:
         seen[name] += 1
         ids.append(f"{name}-{seen[name]}")
     return ids
+
+
+def _twins(ids: list[str]) -> list[str | None]:
+    """Clusters of equal documents, which are no independent evidence; None for those that stand alone."""
+    names = [name.rpartition("-")[0] for name in ids]
+    counts = Counter(names)
+    return [name if counts[name] > 1 else None for name in names]
 
 
 def _column(documents: list[dict[str, Any]], field: str, task: str) -> list[str]:

@@ -74,7 +74,11 @@ class Text(Record):
         self._documents()
         return {"kind": self.kind, "sha256": file_sha256(Path(self.path)), "window": self.window}
 
-    def cluster_sizes(self, slice_name: str | None = None) -> list[int]:
+    def dataset(self) -> str:
+        """See `protocols.Metric`."""
+        return file_sha256(Path(self.path))
+
+    def cluster_sizes(self, slice_name: str | None = None, quantity: str = "accuracy") -> list[int]:
         """A text has documents, not items."""
         return []
 

@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from quantize.actor import actor
-from quantize.errors import RegistryError
+from quantize.errors import DataError, RegistryError
 from quantize.protocols import MANIFEST_FILE, VersionState
 from quantize.record import Record
 from quantize.registries._aliases import Smaller, Target, is_alias
@@ -154,12 +154,13 @@ class Mlflow(Record):
     def fetch(self, run_id: str, path: str, out: Path) -> Path:
         """See `protocols.Registry`."""
         with self._asking() as mlflow:
-            from mlflow.exceptions import MlflowException
-
-            try:
-                return Path(mlflow.download_artifacts(run_id, path, str(out)))
-            except (OSError, MlflowException) as error:
-                raise RegistryError(f"it holds no {path} ({error}).", where=f"MLflow run {run_id}") from error
+            # Asked first: a file that is not there, and a server that does not answer, are not the same.
+            known = [entry.path for entry in mlflow.list_artifacts(run_id, str(PurePosixPath(path).parent))]
+            if path not in known:
+                raise DataError(
+                    f"it holds no {path}.", where=f"MLflow run {run_id}", fix="Its version is an older one's."
+                )
+            return Path(mlflow.download_artifacts(run_id, path, str(out)))
 
     def download(self, version: str, out: Path) -> None:
         """See `protocols.Registry`."""

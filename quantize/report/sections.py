@@ -80,7 +80,7 @@ def compared_grid(
     noise: Mapping[str, Comparison] | None = None,
 ) -> Grid:
     """All quantities of two arms, a row each: the slices below their whole, worst first."""
-    heads = (*arms, "difference", "flips", "n", "p")
+    heads = (*arms, "difference", "flips", "n", "McNemar p")
     columns = [Column("quantity", "", text=True), *(Column(head, head) for head in heads)]
     columns.append(Column("baseline\nagainst itself", "noise"))
     rows = []

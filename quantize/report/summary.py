@@ -15,11 +15,11 @@ from quantize.report.grid import Column, Grid
 from quantize.report.numbers import amount, change, duration, interval, measured, size
 from quantize.report.sections import Section, limits, section
 from quantize.run import RunRecord, VariantRecord
-from quantize.verdict import Finding
+from quantize.verdict import Finding, Verdict
 
 __all__ = ["Summary", "summarise"]
 
-_VERDICTS = {"pass": "not worse", "fail": "worse", "inconclusive": "not shown", "error": "error"}
+_VERDICTS = {"pass": "within margin", "fail": "worse", "inconclusive": "not shown", "error": "error"}
 _ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected"}
 _ARM = (Column("variant", "arm", text=True), Column("verdict", "arm", text=True), Column("size", "arm"))
 
@@ -112,7 +112,13 @@ def _row(variant: VariantRecord, evals: list[_Eval]) -> tuple[str, ...]:
         progressed = evidence.progressed.get(found.name) if evidence else None
         stopped = f"▸ {progressed.stopped}" if progressed and progressed.stopped else ""
         cells += _compared(found, comparisons, variant.verdict.findings, stopped)
-    return variant.name, f"{_VERDICTS[variant.verdict.outcome]}\n{done}", _size(known), *cells
+    return variant.name, f"{_word(variant.verdict)}\n{done}", _size(known), *cells
+
+
+def _word(verdict: Verdict) -> str:
+    """The verdict in a word; what was refused without a test that failed is not called worse."""
+    tested = any(f.outcome == "fail" and f.kind == "noninferiority" and not f.advisory for f in verdict.findings)
+    return _VERDICTS[verdict.outcome] if verdict.outcome != "fail" or tested else "refused"
 
 
 def _compared(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantize.errors import StoreError
 from quantize.evidence import Progressed
 from quantize.parts import LOOK
 from quantize.run import RunRecord
@@ -17,6 +18,13 @@ def item_seconds(record: RunRecord, store: Store) -> dict[str, float]:
 
     The first look is left out where there are others: the model is loaded in it.
     """
+    try:
+        return _item_seconds(record, store)
+    except StoreError:
+        return {}  # a damaged artifact is for `verify` to tell
+
+
+def _item_seconds(record: RunRecord, store: Store) -> dict[str, float]:
     found = {}
     for label, key in record.baseline_stages.items():
         manifest = store.find("evaluate", key) if label.startswith(_STAGE) else None

@@ -11,6 +11,7 @@ from quantize.stats.pairs import Pairs
 from quantize.stats.path import confidence_path
 from quantize.stats.planning import (
     PlannedSize,
+    can_pass,
     clustered_no_flips_p_value,
     least_clusters,
     least_items,
@@ -31,6 +32,7 @@ __all__ = [
     "attempt_alpha",
     "betting_lower_limit",
     "betting_p_value",
+    "can_pass",
     "clustered_no_flips_p_value",
     "clustered_test",
     "confidence_path",

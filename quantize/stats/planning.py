@@ -74,13 +74,20 @@ def least_items(margin: float, alpha: float) -> int:
     check_margin(margin)
     check_alpha(alpha)
     for n in range(max(1, math.floor(math.log(alpha) / math.log1p(-margin))), EXACT_ITEMS + 1):
-        if exact_rejects(0, 0, n, -margin, alpha) and exact_p_value(0, 0, n, -margin) <= alpha:
+        if can_pass(n, margin, alpha):
             return n
     z_alpha = float(special.ndtri(alpha))
     n = max(EXACT_ITEMS + 1, math.floor(z_alpha**2 * (1 - margin) / margin))
     while score_p_value(0, 0, n, -margin) > alpha:
         n += 1
     return n
+
+
+def can_pass(n: int, margin: float, alpha: float) -> bool:
+    """Whether ``n`` items without a flip pass. Not of every n above `least_items`: the exact test is discrete."""
+    if n > EXACT_ITEMS:
+        return score_p_value(0, 0, n, -margin) <= alpha
+    return exact_rejects(0, 0, n, -margin, alpha) and exact_p_value(0, 0, n, -margin) <= alpha
 
 
 def spent_alpha(alpha: float, attempt: int = 1, early: float = 0.2) -> float:

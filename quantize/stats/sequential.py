@@ -27,6 +27,7 @@ from quantize.stats.intervals import mcnemar_p_value
 from quantize.stats.needed import items_needed
 from quantize.stats.paired import Outcome, noninferiority
 from quantize.stats.pairs import Pairs
+from quantize.stats.tango import Floats
 
 EARLY = 0.2
 FAIL_LEVEL = 0.05
@@ -48,8 +49,8 @@ class SequentialTest:
     ``-margin`` exactly when it is "fail".
 
     ``method`` names the test of the complete set, "betting" for an incomplete one. ``needed``: items an inconclusive
-    test would have needed, None when no number is expected to pass. ``mcnemar`` is the advisory one-sided p for "losses
-    outnumber gains".
+    test would have needed, None when no number is expected to pass. ``mcnemar`` is the advisory one-sided p for
+    "clusters that lost outnumber those that gained".
     """
 
     n: int
@@ -70,6 +71,11 @@ class SequentialTest:
     needed: int | None
     mcnemar: float
     warnings: tuple[str, ...]
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The one-sided levels of ``lower`` and ``upper``: the interval covers with 1 minus their sum, or more."""
+        return (self.alpha, self.spent) if self.n == self.total else (self.spent, FAIL_LEVEL)
 
 
 def look(pairs: Pairs, margin: float, alpha: float, *, early: float = EARLY, choices: int = 1) -> Stop | None:
@@ -145,7 +151,7 @@ def _complete(pairs: Pairs, margin: float, alpha: float, early: float, seed: int
         outcome=outcome,
         stopped=None,
         needed=items_needed(pairs, margin, level, pairs.n) if outcome == "inconclusive" else None,
-        mcnemar=mcnemar_p_value(losses, gains),
+        mcnemar=_alarm(sums),
         warnings=warnings,
     )
 
@@ -181,7 +187,7 @@ def _incomplete(pairs: Pairs, margin: float, alpha: float, early: float, choices
         outcome=outcome,
         stopped=stopped,
         needed=items_needed(pairs, margin, (1 - early) * alpha, judged) if outcome == "inconclusive" else None,
-        mcnemar=mcnemar_p_value(losses, gains),
+        mcnemar=_alarm(sums),
         warnings=(),
     )
 
@@ -191,6 +197,11 @@ def _unclustered(losses: int, gains: int, n: int, margin: float, level: float) -
     test = noninferiority(losses, gains, n, margin, level)
     passes, fails = test.lower > -margin, test.upper < -margin
     return FixedSample(test.p_value, test.lower, test.upper, passes, fails, test.method)
+
+
+def _alarm(sums: Floats) -> float:
+    """McNemar's exact p for "losses outnumber gains", counting clusters: items of one cluster are not independent."""
+    return mcnemar_p_value(int((sums < 0).sum()), int((sums > 0).sum()))
 
 
 def _beside(limit: float, reference: float, above: bool) -> float:
