@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 TINY = Path(__file__).parent / "tiny_llama"
@@ -17,7 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def tiny_recipe(**changes: Any) -> dict[str, Any]:
-    """A recipe for the tiny Llama: one data-free variant, two evals. `changes` replace top-level keys."""
+    """A recipe for the tiny Llama: one data-free variant, one eval. `changes` replace top-level keys.
+
+    The noise floor, which measures the baseline once more, is off: most tests are about something else.
+    """
     recipe: dict[str, Any] = {
         "version": 1,
         "name": "tiny",
@@ -27,6 +31,7 @@ def tiny_recipe(**changes: Any) -> dict[str, Any]:
         "gates": [{"kind": "noninferiority", "metric": "facts.accuracy", "margin": 0.05}],
         "registry": {"kind": "mlflow", "name": "tiny", "targets": {"production": {"from": ["int8"]}}},
         "resources": {"device": "cpu"},
+        "noise_floor": False,
     }
     return {**recipe, **changes}
 
@@ -38,12 +43,32 @@ def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
     return path
 
 
-def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program and wait for it."""
+def command(*arguments: str | Path, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program and wait for it, `seconds` at most."""
     return subprocess.run(
         [sys.executable, "-m", "quantize", *map(str, arguments)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
     )
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The program in the background, with its standard error to read from."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "quantize", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read standard error up to a line that holds `text`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    pytest.fail(f"{text!r} was never printed")

@@ -11,17 +11,20 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from program import command, tiny_recipe, write_recipe
+from program import command, start, tiny_recipe, wait_for, write_recipe
 
 import quantize
 from quantize.store import Store
 
 STAGES = 6
+#: So small that an arm keeps many looks, and a process can be killed between them.
+LOOK = 16
+#: The point after a look is kept, which is on the way of an evaluation alone.
+IN_LOOKS = "worker.look_kept"
 
 
 def points(*prefixes: str) -> list[str]:
@@ -41,44 +44,56 @@ def contents(store: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """The program in the background, with its standard error to read from."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "quantize", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-    )
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> None:
-    """Read standard error up to a line that holds `text`."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if text in line:
-            return
-    pytest.fail(f"{text!r} was never printed")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """A run that nobody disturbed: recipe and the digests of all it made."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = write_recipe(folder, tiny_recipe())
+    recipe = write_recipe(folder, tiny_recipe(early_stopping={"look": LOOK}))
     result = command("run", recipe, "--store", folder / "store", "--no-release")
     assert result.returncode == 0, result.stderr
     return recipe, {key: digest for key, (digest, _) in contents(folder / "store").items()}
 
 
-@pytest.mark.parametrize("name", points("store.", "worker.", "run."))
+def looks(store: Path, arm: str) -> list[int]:
+    """Numbers of the looks of an arm that are kept."""
+    return sorted(m.summary["number"] for _, m in Store(store).manifests("look") if m.name.startswith(f"{arm} "))
+
+
+def without(recipe: Path, store: Path, *kinds: str, arm: str | None = None) -> Path:
+    """A copy of the undisturbed store in which artifacts of these kinds (of one arm) are still to do."""
+    shutil.copytree(recipe.parent / "store", store, symlinks=True)
+    for kind in kinds:
+        for directory, manifest in list(Store(store).manifests(kind)):
+            if arm is None or manifest.name.startswith(arm):
+                shutil.rmtree(directory)
+    return store
+
+
+def kill_at_once(driver: subprocess.Popen[str]) -> None:
+    """Kill a driver and its worker together, as a node that is lost takes both."""
+    threads = Path(f"/proc/{driver.pid}/task").glob("*/children")
+    workers = [int(pid) for children in threads for pid in children.read_text(encoding="utf-8").split()]
+    assert workers
+    for pid in (driver.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    driver.communicate()
+    while any(alive(pid) for pid in workers):
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has buried yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("name", [name for name in points("store.", "worker.", "run.") if name != IN_LOOKS])
 def test_a_run_killed_at_any_point_resumes_with_the_same_bytes_and_repeats_nothing(undisturbed, tmp_path, name):
     """The first and the last stage are still to do, so that every point lies on the way; the others are not redone."""
     recipe, expected = undisturbed
-    store = tmp_path / "store"
-    shutil.copytree(recipe.parent / "store", store, symlinks=True)
-    for kind in ("fetch", "judge"):
-        shutil.rmtree(store / kind)
+    store = without(recipe, tmp_path / "store", "fetch", "judge")
     before = contents(store)
     killed = command("run", recipe, "--store", store, "--no-release", QUANTIZE_FAULT=name)
     died = (
@@ -95,6 +110,48 @@ def test_a_run_killed_at_any_point_resumes_with_the_same_bytes_and_repeats_nothi
     assert list((store / "drafts").iterdir()) == []
 
 
+def test_an_evaluation_killed_after_a_look_goes_on_with_the_next(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    assert IN_LOOKS in points("worker.")
+    store = without(recipe, tmp_path / "store", "evaluate", "look", "judge", arm="int8")
+    arguments = ("run", recipe, "--store", store, "--no-release", "--json")
+    killed = command(*arguments, QUANTIZE_FAULT=IN_LOOKS)
+    assert killed.returncode == 1
+    assert "SIGKILL" in killed.stderr
+    assert looks(store, "int8") == [0]
+    between = contents(store)
+    finished = command(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["ran"] == ["evaluate int8 facts", "judge int8"]
+    assert len(looks(store, "int8")) > 1
+    now = contents(store)
+    assert {key: now[key] for key in between} == between, "a kept look was answered again"
+    assert {key: digest for key, (digest, _) in now.items()} == expected
+    assert list((store / "drafts").iterdir()) == []
+
+
+def test_a_run_lost_with_its_worker_amid_the_looks_goes_on_after_the_last(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = without(recipe, tmp_path / "store", "evaluate", "look", "judge")
+    process = start("run", recipe, "--store", store, "--no-release")
+    deadline = time.monotonic() + 120
+    while not looks(store, "baseline"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    kill_at_once(process)
+    kept = looks(store, "baseline")
+    assert kept == list(range(len(kept)))
+    assert not (store / "evaluate").exists() or not list((store / "evaluate").iterdir())
+    between = contents(store)
+    finished = command("run", recipe, "--store", store, "--no-release", "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["ran"] == ["evaluate baseline facts", "evaluate int8 facts", "judge int8"]
+    assert len(looks(store, "baseline")) > len(kept)
+    now = contents(store)
+    assert {key: now[key] for key in between} == between, "a kept look was answered again"
+    assert {key: digest for key, (digest, _) in now.items()} == expected
+
+
 def test_two_processes_with_one_recipe_share_the_work(undisturbed, tmp_path):
     recipe, expected = undisturbed
     store = tmp_path / "store"
@@ -109,7 +166,7 @@ def test_two_processes_with_one_recipe_share_the_work(undisturbed, tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_stopped_run_says_so_and_the_same_command_resumes(undisturbed, tmp_path, name):
     recipe, expected = undisturbed
-    store = tmp_path / "store"
+    store = without(recipe, tmp_path / "store", "evaluate", "look", "judge")
     process = start("run", recipe, "--store", store, "--no-release")
     wait_for(process, "evaluate baseline facts ...")
     before = contents(store)
@@ -127,7 +184,7 @@ def test_a_stopped_run_says_so_and_the_same_command_resumes(undisturbed, tmp_pat
 
 def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_twice(undisturbed, tmp_path):
     recipe, _ = undisturbed
-    store = tmp_path / "store"
+    store = without(recipe, tmp_path / "store", "evaluate", "look", "judge")
     process = start("run", recipe, "--store", store, "--no-release")
     wait_for(process, "evaluate baseline facts ...")
     time.sleep(0.5)

@@ -50,7 +50,9 @@ def test_the_job_imports_no_heavy_library():
     assert not found & (HEAVY | {"huggingface_hub", "safetensors", "gguf"})
 
 
-@pytest.mark.parametrize("verb", ["init", "plan", "run", "report", "verify", "gc", "doctor", "status", "pull"])
+@pytest.mark.parametrize(
+    "verb", ["init", "plan", "run", "report", "verify", "compare", "gc", "doctor", "status", "pull"]
+)
 def test_the_help_of_every_verb_is_light(verb):
     assert not imported_by("-m", "quantize", verb, "--help") & (HEAVY | {"pydantic"})
 

@@ -10,7 +10,14 @@ from simulation import Situation, equal, unequal
 
 from quantize.stats import clustered_no_flips_p_value, clustered_test, noninferiority
 from quantize.stats.betting import betting_p_value
-from quantize.stats.clustered import LEAST_DIFFERING, bootstrap_p_value, draws, effective_differing, enough_differ
+from quantize.stats.clustered import (
+    LEAST_DIFFERING,
+    Draws,
+    bootstrap_p_value,
+    draws,
+    effective_differing,
+    enough_differ,
+)
 from quantize.stats.intervals import studentized
 
 LEVEL = 0.05
@@ -88,6 +95,12 @@ def test_the_limit_is_the_margin_that_would_just_not_pass():
     drawn = draws(sums, sizes, 0)
     limit = clustered_test(sums, sizes, 0.3, LEVEL).lower
     assert bootstrap_p_value(drawn, limit - 1e-9) <= LEVEL < bootstrap_p_value(drawn, limit + 1e-6)
+
+
+def test_a_resample_as_extreme_as_what_was_seen_counts():
+    drawn = Draws(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), estimate=0.1, error=0.1)
+    assert bootstrap_p_value(drawn, 0.0) == pytest.approx(3 / 6)
+    assert bootstrap_p_value(drawn, -0.3) == pytest.approx(1 / 6)
 
 
 def test_the_mirrored_set_has_mirrored_limits():

@@ -95,6 +95,16 @@ def test_a_hopeless_variant_fails_after_the_first_look():
     assert test.total == 1000
 
 
+def test_an_early_fail_needs_20_times_the_stake():
+    words = []
+    for losses in range(1, 16):
+        sample = binary(losses, 0, 60, rest=[1.0] * 940)
+        capital = 1 / betting_p_value(-sample.sums()[0], sample.sums()[1], 1, MARGIN)
+        words.append((capital >= 20, look(sample, MARGIN, ALPHA) == "fail"))
+    assert all(enough == failed for enough, failed in words)
+    assert {failed for _, failed in words} == {True, False}
+
+
 def test_a_clear_variant_passes_before_the_end_of_a_large_set():
     sample = binary(2, 12, 400, rest=[1.0] * 600)
     test = judge_pairs(sample, MARGIN, ALPHA)
