@@ -96,7 +96,7 @@ def verify(run_name: str, store_path: Path, as_json: bool) -> int:
     """Recompute every digest of a run from bytes and every verdict from stored rows."""
     from quantize.checking import verify_run
 
-    checks = verify_run(_run_directory(run_name, store_path), _store(store_path))
+    checks = verify_run(_run_directory(run_name, store_path, ended=False), _store(store_path))
     if as_json:
         as_document([{"what": check.what, "problems": list(check.problems)} for check in checks])
     else:
@@ -107,15 +107,16 @@ def verify(run_name: str, store_path: Path, as_json: bool) -> int:
     return 1 if any(check.problems for check in checks) else 0
 
 
-def _run_directory(name: str, store: Path) -> Path:
+def _run_directory(name: str, store: Path, *, ended: bool = True) -> Path:
+    """The folder of a run. With `ended`, `latest` passes over runs that are going on or were killed."""
     from quantize.upkeep import run_directories
 
     if (Path(name) / "run.json").is_file():
         return Path(name)
     runs = run_directories(_store(store))
-    finished = [run_path for run_path in runs if (run_path / "run.json").is_file()]
+    finished = [run_path for run_path in runs if ended and (run_path / "run.json").is_file()]
     if name == "latest" and runs:
-        return (finished or runs)[-1]  # one that is going on, or was killed, has nothing to show yet
+        return (finished or runs)[-1]
     for run_path in runs:
         if run_path.name == name:
             return run_path

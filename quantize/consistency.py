@@ -49,18 +49,19 @@ def _confirmation(data: Any) -> Iterator[tuple[Place, str]]:
     on_it = [gate.metric.partition(".")[0] == name for gate in gated]
     if gated and not any(on_it):
         yield ("confirmation",), f"no gate looks at {name!r}, so it confirms nothing"
-    elif gated and all(on_it):
+        return
+    if gated and all(on_it):
         yield ("confirmation",), f"every gate looks at {name!r}: a confirmation needs another eval to pass first"
     yield from _unconfirmed(name, [gate for gate in gated if isinstance(gate, NonInferiority)])
 
 
 def _unconfirmed(name: str, tests: list[NonInferiority]) -> Iterator[tuple[Place, str]]:
     """Tests that attempts would not count for, and that the confirmation does not repeat as strictly."""
-    again = {gate.metric.partition(".")[2]: gate for gate in tests if gate.metric.partition(".")[0] == name}
+    again = [gate for gate in tests if gate.metric.partition(".")[0] == name]
     for gate in tests:
         quantity = gate.metric.partition(".")[2]
-        found = again.get(quantity)
-        if found is None or found.margin > gate.margin or found.alpha > gate.alpha:
+        same = [found for found in again if found.metric.partition(".")[2] == quantity]
+        if not any(found.margin <= gate.margin and found.alpha <= gate.alpha for found in same):
             text = (
                 f"{gate.metric} is not confirmed: attempts count on {name!r} alone, so it needs a blocking test of "
                 f"{name}.{quantity} with a margin of {gate.margin:g} and an alpha of {gate.alpha:g} at most"

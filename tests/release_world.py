@@ -56,13 +56,14 @@ class Result:
 
     It gets wrong what the baseline does (every fifth item), and in addition those in `lost`, by place. It answered the
     first `looks` of ten. `p_value` is that of its gate, whose alpha is 0.05. `attempt` is the one that it is judged at;
-    None: the one that store and registry tell.
+    None: the one that store and registry tell. `lower` and `difference` are its gate's too; None is half a point above.
     """
 
     variant: str
     weights: bytes
     outcome: Outcome = "pass"
     lower: float = -0.01
+    difference: float | None = None
     note: str = ""
     lost: range = range(0)
     looks: int = 10
@@ -237,7 +238,12 @@ class World:
             metric="facts.accuracy",
             outcome=result.outcome,
             sentence=f"facts.accuracy of {result.variant} is what it is{result.note}.",
-            numbers={"lower": result.lower, "p_value": result.p_value, "alpha": 0.05},
+            numbers={
+                "lower": result.lower,
+                "difference": result.lower + 0.005 if result.difference is None else result.difference,
+                "p_value": result.p_value,
+                "alpha": 0.05,
+            },
         )
         # A variant that is shown no confirmation is no attempt.
         bases = [] if self.confirmation else [basis(evidence.baseline_digest, dataset, result.variant)]

@@ -13,6 +13,9 @@ from release_world import Result, World
 
 from quantize.attempts import Ledger, basis, note, tags_of
 from quantize.errors import StoreError
+from quantize.evidence import Evidence, Spending
+from quantize.judgement import Collected, Rules, decide
+from quantize.proof import Proof
 from quantize.release import release_run
 from quantize.run import RunRecord
 from quantize.verdict import Decision
@@ -98,6 +101,46 @@ def test_where_several_evals_count_the_greatest_number_holds():
     assert ledger.attempt([], "third") == 1
 
 
+def test_a_version_says_its_attempt_on_each_eval_that_it_was_shown(world):
+    bases = [basis("baseline", dataset, "fp8") for dataset in ("facts", "reading")]
+
+    def released(result: Result, shown: list[str]) -> Decision:
+        runner, record = world.run(result)
+        variant = record.variants[0]
+        verdict = variant.verdict.model_copy(update={"bases": shown, "attempt": 1})
+        variants = [variant.model_copy(update={"verdict": verdict})]
+        return decided(release_run(world.registry, runner, record.model_copy(update={"variants": variants})))
+
+    assert released(FIRST, bases[:1]).action == "promote"
+    again = released(SECOND, bases)
+    assert again.action == "hold", "on the one eval it is the second, whatever it is on the other"
+    assert "judged as attempt 1 on this eval set, and the registry knows 1 before it" in again.sentence
+    assert told(world) == [{}, tags_of(bases[:1], 1), tags_of(bases, 2)]
+    assert len(tags_of(bases, 2)) == 2
+    ledger = Ledger.of_versions(world.registry.versions())
+    assert [ledger.attempt([base], "another") for base in bases] == [3, 3]
+
+
+def test_a_verdict_counts_on_the_evals_that_the_variant_was_shown():
+    """Red when every eval of the recipe counts: what a hopeless variant never saw, it has not tried."""
+    evidence = Evidence(
+        variant="fp8", artifact_digest="a" * 64, baseline_digest="b" * 64, measurements=[], baseline_measurements=[],
+        comparisons=[], hard_stops=[],
+    )  # fmt: skip
+    rules = Rules(
+        variant="fp8", rules_digest="r" * 64, counted={"facts": "1" * 64, "reading": "2" * 64}, spending=Spending()
+    )
+    proof = Proof(outcome="pass", sentences=("It does.",), numbers={})
+
+    def bases(*shown: str) -> list[str]:
+        rows = {f"{arm}.{name}": "d" * 64 for name in shown for arm in ("baseline", "variant")}
+        return decide(Collected(evidence, {}, proof, (), rows), [], rules).bases
+
+    assert bases() == []
+    assert bases("facts", "prose") == [basis("b" * 64, "1" * 64, "fp8")]
+    assert len(set(bases("facts", "reading"))) == 2
+
+
 def test_an_attempt_counts_from_the_moment_its_artifact_is_shown_an_item(world):
     """A run that is killed while it evaluates has judged nothing, and has seen what it has seen."""
     note(world.store, ["ground"], "artifact", 1)
@@ -111,6 +154,17 @@ def test_a_ledger_that_cannot_be_read_is_named_with_its_line(world):
     with pytest.raises(StoreError, match="no attempt of this program") as caught:
         Ledger.of(world.store, ())
     assert str(caught.value.where).endswith("attempts.jsonl:2")
+
+
+def test_a_line_that_was_cut_off_spoils_itself_and_not_the_next(world):
+    note(world.store, ["ground"], "first", 1)
+    path = world.store.root / "attempts.jsonl"
+    with path.open("a") as file:
+        file.write('{"basis": "gro')
+    note(world.store, ["ground"], "second", 2)
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line}\n" for line in lines if line.endswith("}")))
+    assert Ledger.of(world.store, ()).attempt(["ground"], "third") == 3
 
 
 def test_what_was_judged_and_not_released_counts_in_its_store(world):

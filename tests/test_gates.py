@@ -135,11 +135,41 @@ def test_losses_that_outnumber_gains_raise_an_alarm_which_decides_nothing():
     assert "alarm" not in judged(300, 30, 0).sentence, "what failed needs no alarm"
 
 
-def test_an_inconclusive_finding_says_how_many_items_would_decide():
+def test_the_alarm_counts_clusters_and_not_their_items():
+    """Red when items are counted: 24 losses of one passage's items would be an alarm, and they are four passages."""
+    gate = NonInferiority(metric="facts.accuracy", margin=0.15)
+    loose, grouped = (gate.judge(evidence(), {"facts.accuracy": pairs(1200, 24, 0, size=size)}) for size in (1, 6))
+    assert (loose.outcome, grouped.outcome) == ("pass", "pass")
+    assert (loose.numbers["losses"], grouped.numbers["losses"]) == (24, 24)
+    assert loose.numbers["mcnemar"] == pytest.approx(0.5**24)
+    assert grouped.numbers["mcnemar"] == pytest.approx(0.5**4)
+    assert "alarm" in loose.sentence
+    assert "alarm" not in grouped.sentence
+
+
+@pytest.mark.parametrize(
+    ("spending", "total", "level"),
+    [
+        (FIXED, 300, 94),  # a first attempt has 0.030 of the 0.05, below and above
+        (Spending(attempt=3, early=0.0), 300, 99),
+        (Spending(early=0.5), 300, 95),  # half of the 0.030 above
+        (Spending(early=0.5), 1000, 93),  # half of the 0.030 below, and what an early fail may miss above
+    ],
+)
+def test_the_sentence_says_the_level_of_its_interval(spending, total, level):
+    """Red when the limits are called a 90 % interval whatever was spent on them."""
+    sample = {"facts.accuracy": pairs(300, 0, 0, total=total)}
+    finding = NonInferiority(metric="facts.accuracy", margin=0.05).judge(evidence(spending=spending), sample)
+    missed = finding.numbers["lower_level"] + finding.numbers["upper_level"]
+    assert round(100 * (1 - missed)) == level
+    assert f"({level} % interval " in finding.sentence
+
+
+def test_an_inconclusive_finding_says_how_many_items_would_probably_decide():
     finding = judged(200, 3, 3)
     assert finding.outcome == "inconclusive"
     assert finding.numbers["needed"] > 200
-    assert f"About {finding.numbers['needed']} items would decide." in finding.sentence
+    assert f"About {finding.numbers['needed']} items would show it nine times in ten." in finding.sentence
 
 
 def test_items_that_hang_together_count_for_less_than_as_many_that_do_not():
@@ -234,9 +264,9 @@ def test_only_the_confirmation_counts_attempts_where_there_is_one():
 @pytest.mark.parametrize(
     ("n", "losses", "total", "stopped", "outcome", "said"),
     [
-        (400, 0, 1000, "pass", "pass", "the margin was already excluded"),
-        (150, 60, 1000, "fail", "fail", "a loss beyond the margin was already shown"),
-        (280, 15, 300, "futile", "inconclusive", "even with every other item right it could not have passed"),
+        (400, 0, 1000, "pass", "pass", "Decided after 400 of 1000 items: a loss of the margin was already excluded"),
+        (150, 60, 1000, "fail", "fail", "Decided after 150 of 1000 items: a loss beyond the margin was already shown"),
+        (280, 15, 300, "futile", "inconclusive", "Ended after 280 of 300 items: even with every other item right"),
     ],
 )
 def test_an_early_stop_is_said_with_the_items_answered(n, losses, total, stopped, outcome, said):
@@ -246,7 +276,6 @@ def test_an_early_stop_is_said_with_the_items_answered(n, losses, total, stopped
     assert gate.look(sample["facts.accuracy"], spending) == stopped
     finding = gate.judge(evidence(spending=spending), sample)
     assert (finding.outcome, finding.numbers["stopped"]) == (outcome, stopped)
-    assert f"Stopped early after {n} of {total} items: " in finding.sentence
     assert said in finding.sentence
     assert finding.looks[-1].items == n
     assert all(look.lower <= look.upper for look in finding.looks)
@@ -256,7 +285,7 @@ def test_a_sample_that_nothing_stopped_is_not_said_to_have_stopped():
     finding = judged(1000, 5, 5, spending=Spending(), margin=0.05)
     assert finding.outcome == "pass"
     assert finding.numbers["stopped"] is None
-    assert "Stopped" not in finding.sentence
+    assert not {"Decided", "Ended"} & set(finding.sentence.split())
     assert finding.looks, "it was looked at all the same"
     assert not judged(1000, 5, 5, margin=0.05).looks, "nobody looks at a fixed sample"
 
@@ -304,6 +333,7 @@ def test_a_limit_needs_the_whole_interval_on_one_side(difference, low, high, out
     finding = Limit(metric="prose.perplexity", at_most=0.1).judge(evidence(measured(difference, low, high)), {})
     assert finding.outcome == outcome
     assert f"{difference:+.4f} ln ratio" in finding.sentence
+    assert ("interval" in finding.sentence) == (low is not None), "what has no interval is not given one"
     words = {"pass": "within the limit", "fail": "above the limit", "inconclusive": "too close to tell from the limit"}
     assert words[outcome] in finding.sentence
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 from typing import Any
 
 import pytest
 from release_world import Result, World, answers
 
-from quantize.errors import QuantizeError
-from quantize.evidence import Spending
+from quantize.errors import DataError, QuantizeError, RegistryError
 from quantize.gates import NonInferiority
-from quantize.incumbent import Contest
+from quantize.incumbent import Contest, rows_of_version
 from quantize.metrics import Items
 from quantize.protocols import Row, VersionState
 from quantize.release import release_run
@@ -36,7 +36,7 @@ def decided(record: RunRecord, place: int = 0) -> Decision:
 
 
 def test_a_candidate_that_is_worse_than_the_champion_is_held_with_the_finding(world):
-    """Red when only the baseline is asked (`_contested` gives nothing): both have passed against that one."""
+    """Red when only the baseline is asked (`against_champion` gives nothing): both have passed against that one."""
     world.release(FIRST)
     before = world.registry.aliases()
     decision = decided(world.release(again(lost=WORSE)))
@@ -124,19 +124,33 @@ def test_a_champion_that_stopped_early_is_compared_on_what_both_have_answered(wo
     assert "210 of 300 items" in promoted.against[0].sentence
 
 
+def test_a_version_says_what_it_was_measured_with_and_is_held_where_the_champion_says_another(world):
+    world.release(FIRST)
+    (_, champion) = world.registry.versions()
+    assert champion.tags["measured_on"].startswith("transformers on cpu")
+    world.registry.tag("2", {"measured_on": "transformers on NVIDIA H100"})
+    decision = decided(world.release(again()))
+    assert decision.action == "hold"
+    assert "it was measured with transformers on NVIDIA H100, the candidate with transformers on" in decision.sentence
+    assert world.registry.aliases()["fp8"] == "2"
+
+
 # --- without a registry --------------------------------------------------------------------------------------------
 
 
-def contest(held: list[Row], found: list[Row], spending: Spending | None = None) -> Finding:
+def state(number: str, **tags: str) -> VersionState:
+    return VersionState(number, "fp8", "passed", number, None, "", {"weight_bytes": "1", **tags}, ())
+
+
+def contest(
+    held: list[Row], found: list[Row], *, attempt: int = 1, rivals: int = 1, measured_on: tuple[str, str] = ("", "")
+) -> Finding:
     """The finding between two arms' rows."""
-
-    def state(number: str) -> VersionState:
-        return VersionState(number, "fp8", "passed", number, None, "", {"weight_bytes": "1"}, ())
-
     metric = Items(name="facts", path="items.jsonl")
     gate = NonInferiority(metric="facts.accuracy", margin=0.05)
     judge = Contest([metric], [gate], lambda _name: answers("items"), None).judge
-    (finding,) = judge(state("2"), lambda _name: held, state("3"), lambda _name: found, spending or Spending())
+    before, after = (state(number, measured_on=where) for number, where in zip("23", measured_on, strict=True))
+    (finding,) = judge(before, lambda _name: held, after, lambda _name: found, attempt=attempt, rivals=rivals)
     return finding
 
 
@@ -159,25 +173,87 @@ def test_a_whole_arm_in_another_order_compares_the_same_items():
     assert contest([row for row in held if row["place"] < 150], answers("items")).outcome == "inconclusive"
 
 
-def test_where_there_is_no_end_the_whole_alpha_is_spent_on_looking():
-    """Red when a fifth is spent as if a test at the end were to come: a champion's own looks would never suffice."""
-    finding = contest(answers("items", looks=6), answers("items"), Spending(attempt=2, choices=3))
-    assert (finding.outcome, finding.numbers["n"]) == ("pass", 180)
-    assert finding.numbers["spent"] == pytest.approx(0.99 * finding.numbers["alpha"])
+def test_half_of_alpha_is_for_looking_whether_or_not_there_is_an_end():
+    """Red when the share follows from where the arms stopped: that was chosen by what was seen."""
+    for looks in (6, 10):
+        finding = contest(answers("items", looks=looks), answers("items"), attempt=2)
+        assert (finding.outcome, finding.numbers["n"]) == ("pass", 30 * looks)
+        assert finding.numbers["alpha"] == pytest.approx(0.05 * 6 / (2 * math.pi) ** 2)
+        assert finding.numbers["spent"] == pytest.approx(0.5 * finding.numbers["alpha"])
 
 
-def test_an_arm_without_rows_is_inconclusive_with_the_reason():
-    def absent(_name: str) -> list[Row]:
-        raise QuantizeError("version 2 was never measured.")
+def test_where_any_of_several_may_be_asked_each_has_its_share_of_alpha():
+    alone, among = (contest(answers("items"), answers("items"), rivals=rivals) for rivals in (1, 4))
+    assert among.numbers["alpha"] == pytest.approx(alone.numbers["alpha"] / 4)
+    few = [contest(answers("items"), answers("items", range(31, 37)), rivals=rivals) for rivals in (1, 4)]
+    assert [finding.numbers["losses"] for finding in few] == [5, 5]
+    assert [finding.outcome for finding in few] == ["pass", "inconclusive"]
 
+
+@pytest.mark.parametrize(
+    ("measured_on", "compared"),
+    [
+        (("transformers on cpu", "transformers on cpu"), True),
+        (("", "transformers on cpu"), True),  # registered before this was written down
+        (("transformers on cpu", "transformers on NVIDIA H100"), False),
+        (("vllm on cpu", "transformers on cpu"), False),
+    ],
+)
+def test_arms_of_another_engine_or_device_are_not_compared(measured_on, compared):
+    """Red when their rows are paired all the same: they differ by the engine, and nobody knows by how much."""
+    finding = contest(answers("items"), answers("items"), measured_on=measured_on)
+    assert finding.outcome == ("pass" if compared else "inconclusive")
+    if not compared:
+        assert f"it was measured with {measured_on[0]}, the candidate with {measured_on[1]}" in finding.sentence
+        assert "Run its recipe on this eval set first" in finding.sentence
+
+
+def test_a_trade_buys_accuracy_of_a_whole_eval_and_nothing_else():
+    """Red when it widens every margin: a smaller model that cannot be read, or that fails one slice, was not meant."""
+    metric = Items(name="facts", path="items.jsonl")
+    quantities = ("accuracy", "accuracy/common", "parsed")
+    gates = [NonInferiority(metric=f"facts.{quantity}", margin=0.05) for quantity in quantities]
+    rows: list[Row] = [{**row, "slice": "common", "parsed": 1.0, "tokens": 3.0} for row in answers("items")]
+
+    def margins(size: str) -> list[object]:
+        judge = Contest([metric], gates, lambda _name: rows, (0.3, 0.15)).judge
+        before, after = state("2", weight_bytes="10"), state("3", weight_bytes=size)
+        findings = judge(before, lambda _name: rows, after, lambda _name: rows, attempt=1, rivals=1)
+        return [finding.numbers["margin"] for finding in findings]
+
+    assert margins("7") == [0.15, 0.05, 0.05]
+    assert margins("8") == [0.05, 0.05, 0.05]
+
+
+def test_an_arm_without_rows_is_inconclusive_and_a_registry_that_is_silent_is_no_finding():
+    """Red when every error is a finding: a server that was down for a minute would have decided."""
     metric = Items(name="facts", path="items.jsonl")
     gates = [NonInferiority(metric="facts.accuracy"), NonInferiority(metric="facts.accuracy", advisory=True)]
-    state = VersionState("2", "fp8", "passed", "2", None, "", {}, ())
     whole = answers("items")
-    judge = Contest([metric], gates, lambda _name: whole, None).judge
-    (finding,) = judge(state, absent, state, lambda _name: whole, Spending())
+
+    def judged(error: QuantizeError) -> list[Finding]:
+        def absent(_name: str) -> list[Row]:
+            raise error
+
+        judge = Contest([metric], gates, lambda _name: whole, None).judge
+        return judge(state("2"), absent, state("3"), lambda _name: whole, attempt=1, rivals=1)
+
+    (finding,) = judged(DataError("version 2 was never measured."))
     assert finding.outcome == "inconclusive"
     assert finding.sentence.endswith("facts.accuracy: version 2 was never measured.")
+    with pytest.raises(RegistryError, match="nobody answers"):
+        judged(RegistryError("nobody answers."))
+
+
+def test_a_champion_whose_rows_are_not_in_its_run_cannot_be_compared(world):
+    world.release(FIRST)
+    (_, champion) = world.registry.versions()
+    rows = rows_of_version(world.registry, champion)
+    assert len(rows("facts")) == 300
+    with pytest.raises(DataError, match=r"holds no rows/reading/rows\.parquet"):
+        rows("reading")
+    with pytest.raises(DataError, match="version 2 was never measured"):
+        rows_of_version(world.registry, state("2"))("facts")
 
 
 # --- targets -------------------------------------------------------------------------------------------------------
@@ -214,6 +290,46 @@ def test_a_target_takes_the_next_best_where_the_best_is_not_as_good_as_what_serv
     world.release(FIRST)
     world.release(again(), Result("int4", b"small", lost=WORSE))
     assert world.registry.aliases()["fp8"] == world.registry.aliases()["production"] == "3"
+
+
+def test_a_target_is_taken_at_the_candidates_attempt_and_at_a_share_of_alpha(world):
+    """Red when every takeover is a first attempt at the whole of alpha."""
+    world.release(FIRST)
+    world.release(Result("int4", b"small", lost=WORSE))
+    runner, record = world.run(Result("int4", b"tiny", lost=WORSE))
+    runner.watcher = Noting()
+    assert decided(release_run(world.registry, runner, record)).action == "promote"
+    (note,) = runner.watcher.notes
+    assert note.startswith("version 4 (int4) does not replace version 2: ")
+    share = 0.05 / 2 * 6 / (2 * math.pi) ** 2
+    assert f"Attempt 2 on this eval set, judged at alpha {share:.2g}." in note
+
+
+def test_small_losses_do_not_add_up_in_a_target_that_has_skipped_a_champion(world):
+    """Red when a champion of the same variant takes the target unasked: here it replaces the one before the last."""
+    targets = world.targets
+    world.release(FIRST)
+    world.targets = {}
+    assert decided(world.release(again(lost=range(31, 34)))).action == "promote"
+    world.targets = targets
+    runner, record = world.run(Result("fp8", b"third" * 80, lost=range(31, 38)))
+    runner.watcher = Noting()
+    decision = decided(release_run(world.registry, runner, record))
+    assert (decision.action, decision.against[0].numbers["losses"]) == ("promote", 3)
+    aliases = world.registry.aliases()
+    assert (aliases["fp8"], aliases["production"]) == ("4", "2")
+    assert "6 lost, 0 gained" in runner.watcher.notes[0]
+
+
+def test_quality_is_preferred_by_the_difference_and_not_by_its_limit(world):
+    """Red when the limit ranks: an early stop leaves it wide, and would cost the better variant the target."""
+    world.targets = {"production": {"from": ["fp8", "int4"], "prefer": "quality"}}
+    stopped = Result("fp8", b"first" * 100, lower=-0.045, difference=0.001)
+    complete = Result("int4", b"small", lower=-0.02, difference=-0.01)
+    world.release(complete, stopped)
+    versions = {version.variant: version for version in world.registry.versions()}
+    assert float(versions["fp8"].tags["lower"]) < float(versions["int4"].tags["lower"])
+    assert world.registry.aliases()["production"] == versions["fp8"].version
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

@@ -259,7 +259,7 @@ def judged(task, store, arm, tmp_path):
         rules = Rules(
             variant="int4",
             rules_digest="d" * 64,
-            evals="e" * 64,
+            counted={"said": "e" * 64},
             spending=Spending(early=0.0),
             allow_overlap=allow_overlap,
         )

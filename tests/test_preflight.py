@@ -11,11 +11,12 @@ import pytest
 from program import command, tiny_recipe, write_recipe
 
 from quantize.artifact import ModelFacts
+from quantize.attempts import basis, note
 from quantize.device import Device, _visible, choose
 from quantize.plan import make_plan
 from quantize.preflight import check, estimates
 from quantize.recipe import load
-from quantize.stats import least_items
+from quantize.stats import can_pass, least_items, spent_alpha
 from quantize.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +105,64 @@ def test_the_least_number_of_items_follows_from_the_alpha_that_is_spent(tmp_path
     assert least(early_stopping={"share": 0.6}) == least_items(0.02, SPENT / 2)
     assert least(early_stopping={"enabled": False}) == least_items(0.02, SPENT / 0.8)
     assert least(early_stopping={"enabled": False}) < least() < least(early_stopping={"share": 0.6})
+
+
+def test_the_number_that_is_named_would_do_though_a_smaller_one_did_too(tmp_path):
+    """The exact test is discrete: of 77 items it passes, of 78 it does not. Red when only the least is compared."""
+    assert least_items(0.05, SPENT) == 77
+    said = refused("plan", gated(tmp_path, items_of(tmp_path, 78), "facts.accuracy", 0.05))
+    assert "at least 79 are needed" in said
+    assert command("plan", gated(tmp_path, items_of(tmp_path, 77), "facts.accuracy", 0.05)).returncode == 0
+
+
+def test_a_variant_that_was_tried_too_often_to_pass_is_refused_and_others_are_not(tmp_path):
+    """Every attempt costs alpha; in the end no answer may change any more, and then none would be enough."""
+    int8, other = tiny_recipe()["variants"][0], {**INT4, "group_size": 64}
+    path = gated(tmp_path, items_of(tmp_path, 100), "facts.accuracy", 0.05, variants=[int8, other])
+    recipe = load(path).recipe
+
+    def problems(attempts: dict[str, int]) -> tuple[str, ...]:
+        variants = tuple(recipe.variants)
+        return check(recipe, recipe.model.facts(), choose("cpu"), tmp_path, variants, attempts).problems
+
+    last = max(k for k in range(1, 20) if can_pass(100, 0.05, spent_alpha(0.05, k, 0.2)))
+    assert 1 <= last < 19
+    assert problems({}) == problems({"int8": 1}) == problems({"int8": last}) == ()
+    (said,) = problems({"int8": last + 1, "int4": last})
+    assert said.startswith("variants.int8: gates facts.accuracy: 100 items cannot show a loss below 5 points")
+    assert f"early stopping and at attempt {last + 1}." in said
+    assert "raise the margin to" in said
+    assert said.endswith("or leave it out with --only")
+    assert len(problems({"int8": last + 1, "int4": last + 1})) == 2
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_attempts_that_the_store_knows_are_held_against_a_new_artifact_alone(finished, copied, verb):
+    """Another seed makes another artifact, which would be one attempt more; what was made keeps its number."""
+    _, _, path = finished
+    store, plan = Store(copied), make_plan(load(path), choose("cpu"))
+    baseline = store.find("fetch", plan.fetch.key)
+    assert baseline is not None
+    note(store, [basis(baseline.checkpoint_digest(), plan.counted["facts"], "int8")], "0" * 64, 40)
+    before = sorted(copied.rglob("manifest.json"))
+    result = command(verb, path, "--store", copied, "--set", "seed=5")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "variants.int8: gates facts.accuracy: 200 items cannot show a loss below 5 points" in result.stderr
+    assert "at attempt 41" in result.stderr
+    assert "variants.int4-gptq" not in result.stderr
+    assert sorted(copied.rglob("manifest.json")) == before
+    assert command("plan", path, "--store", copied, "--set", "seed=5", "--only", "int4-gptq").returncode == 0
+    assert command("plan", path, "--store", copied).returncode == 0
+
+
+def test_a_gate_on_readability_has_only_the_items_that_are_answered_freely(tmp_path):
+    """Red when all items count: of 200 only ten could be unreadable."""
+    path = items_of(tmp_path, 190)
+    free = [json.dumps({"id": f"free {i}", "prompt": f"free {i}", "answer": "1"}) for i in range(10)]
+    path.write_text("\n".join([*path.read_text(encoding="utf-8").splitlines(), *free]), encoding="utf-8")
+    said = refused("plan", gated(tmp_path, path, "facts.parsed", 0.05))
+    assert "gates facts.parsed: 10 items cannot show a loss below 5 points" in said
+    assert command("plan", gated(tmp_path, path, "facts.accuracy", 0.05)).returncode == 0
 
 
 def test_clusters_are_what_counts_where_items_hang_together(tmp_path):

@@ -153,7 +153,47 @@ def test_a_confirmation_that_could_confirm_nothing_is_refused_at_its_line(tmp_pa
     path = write_recipe(tmp_path, recipe)
     lines = path.read_text(encoding="utf-8").splitlines()
     number = next(i for i, line in enumerate(lines, 1) if line.startswith("confirmation:"))
-    assert problems_of(path) == [f"recipe.yaml:{number} confirmation: {says}"]
+    found = problems_of(path)
+    assert f"recipe.yaml:{number} confirmation: {says}" in found
+    assert all(problem.startswith(f"recipe.yaml:{number} confirmation: ") for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("again", "confirmed"),
+    [
+        ({}, True),
+        ({"margin": 0.02}, True),
+        ({"alpha": 0.01}, True),
+        ({"margin": 0.06}, False),
+        ({"margin": 0.02, "alpha": 0.1}, False),
+        ({"metric": "fresh.accuracy/sums"}, False),
+        ({"metric": "fresh.parsed"}, False),
+    ],
+)
+def test_a_confirmation_repeats_every_blocking_test_at_least_as_strictly(tmp_path, again, confirmed):
+    """Red when any gate on the confirmation will do: the other evals' attempts are counted nowhere."""
+    recipe = two_evals("facts", "fresh")
+    recipe["gates"][1] |= again
+    path = write_recipe(tmp_path, recipe)
+    if confirmed:
+        assert load(path).recipe.confirmation == "fresh"
+    else:
+        (problem,) = problems_of(path)
+        assert problem.endswith(
+            "facts.accuracy is not confirmed: attempts count on 'fresh' alone, so it needs a blocking test of "
+            "fresh.accuracy with a margin of 0.05 and an alpha of 0.05 at most"
+        )
+
+
+def test_each_slice_is_confirmed_by_itself_and_what_blocks_nothing_needs_no_confirmation(tmp_path):
+    recipe = two_evals("facts", "fresh")
+    recipe["gates"].append({"kind": "noninferiority", "metric": "facts.accuracy/sums", "margin": 0.1, "alpha": 0.1})
+    (problem,) = problems_of(write_recipe(tmp_path, recipe))
+    assert "facts.accuracy/sums is not confirmed" in problem
+    assert problem.endswith("fresh.accuracy/sums with a margin of 0.1 and an alpha of 0.1 at most")
+    recipe["gates"][-1]["advisory"] = True
+    recipe["gates"].append({"kind": "limit", "metric": "facts.harmful_flips", "at_most": 0.1, "advisory": False})
+    assert load(write_recipe(tmp_path, recipe)).recipe.confirmation == "fresh"
 
 
 def test_a_confirmation_with_a_gate_of_its_own_is_run_last(tmp_path):

@@ -319,6 +319,35 @@ def test_a_variant_that_broke_is_shown_with_its_reason_beside_the_others(variant
     assert "fp8" in markdown(alone)
 
 
+def test_a_verdict_is_a_word_that_claims_no_more_than_was_shown(variant):
+    """A pass is within a margin and not "as good"; what no test failed is refused and not "worse"."""
+    good, bad = variant("int8", 0.0), variant("int4", 1.0)
+    (passed,), (failed,) = good.verdict.findings, bad.verdict.findings
+    assert (passed.outcome, failed.outcome) == ("pass", "fail")
+    limit = Finding(
+        gate="no longer", kind="limit", metric="facts.output_tokens", outcome="fail", sentence="Longer.", numbers={}
+    )
+
+    def word(*findings: Finding) -> str:
+        run = record(good.model_copy(update={"verdict": verdict("int8", list(findings))}))
+        return next(row[1] for row in summarise(run).table.rows if row[0] == "int8").split("\n")[0]
+
+    assert word(passed) == "within margin"
+    assert word(failed) == word(failed, limit) == "worse"
+    assert word(passed, limit) == "refused"
+    assert word(passed, limit, failed.model_copy(update={"advisory": True})) == "refused"
+    assert word(passed.model_copy(update={"outcome": "inconclusive"})) == "not shown"
+
+
+def test_mcnemars_p_is_called_by_its_name_beside_the_tests_of_the_gates(variant):
+    (section,) = summarise(record(variant("int4", 0.5))).sections
+    assert section.table is not None
+    place = [column.head for column in section.table.columns].index("McNemar p")
+    by_name = {row[0]: row for row in section.table.rows}
+    assert 0 < float(by_name["facts.accuracy/sums"][place].lstrip("<")) < 0.01
+    assert by_name["facts.accuracy/dates"][place] == "1"
+
+
 def test_bars_and_line_breaks_do_not_break_a_markdown_table(variant):
     page = markdown(summarise(record(variant("int4|x", 0.5))))
     (line,) = [line for line in page.splitlines() if line.startswith("| int4")]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from program import TINY
 from release_world import answers
 
+from quantize.device import choose
 from quantize.evidence import Comparison, Evidence, Spending
 from quantize.gates import GateConfig, Limit, NonInferiority
 from quantize.judgement import Collected, Rules, decide
 from quantize.metrics import Items
 from quantize.metrics._pairs import pair_items
+from quantize.plan import make_plan
 from quantize.proof import Proof
 from quantize.protocols import Row
+from quantize.recipe import load
 from quantize.stopping import never, stopping_rule
 from quantize.verdict import Verdict
 
@@ -55,6 +60,17 @@ def test_a_clear_variant_stops_only_when_every_blocking_gate_says_so():
     assert asked([ALL], rows(looks=2)) is None, "too few items to say anything"
 
 
+def test_a_pass_names_the_gate_that_held_out_longest():
+    """Red when it is the recipe's last gate: here that one was certain three looks before."""
+    easy = sliced("common", 0.2)
+    stop = stopping_rule(FACTS, [ALL, easy], rows(), EARLY)
+    said = [stop(rows(looks=looks)) for looks in range(1, 9)]
+    alone = [asked([easy], rows(looks=looks)) for looks in range(1, 9)]
+    first = next(number for number, word in enumerate(said) if word)
+    assert said[first] == ("pass", "facts.accuracy")
+    assert next(number for number, word in enumerate(alone) if word) < first
+
+
 def test_a_slice_that_is_complete_before_its_eval_has_its_last_word():
     """Red when a complete sample is taken for one that needs more items: it would forbid every early stop."""
     assert asked([sliced("common"), ALL], rows(looks=8)) == ("pass", "facts.accuracy")
@@ -95,6 +111,34 @@ def test_a_later_attempt_needs_more_looks_before_it_passes():
     assert first(1) < first(2) <= first(4) < 10
 
 
+@pytest.mark.parametrize("seed", [1, 20])
+def test_the_order_of_the_items_is_the_evals_own_whatever_seed_the_recipe_has(make_recipe, seed):
+    """Red when the recipe's seed orders the items: another order, and another early stop, could be had for the asking.
+
+    Quantizing has its own use for the seed; the baseline's answers are not even measured again.
+    """
+    one, other = (make_plan(load(make_recipe(**recipe)), choose("cpu")) for recipe in ({}, {"seed": seed}))
+    assert other.variants[0].quantize.key != one.variants[0].quantize.key
+    assert other.baseline["facts"].key == one.baseline["facts"].key
+    orders = [
+        {stage.config["seed"] for stage in (plan.baseline["facts"], *plan.variants[0].measured(1).evaluate.values())}
+        for plan in (one, other)
+    ]
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 1, "all arms answer in one order"
+
+
+def test_another_eval_set_has_an_order_of_its_own(make_recipe, tmp_path):
+    first = make_plan(load(make_recipe()), choose("cpu")).baseline["facts"].config["seed"]
+    lines = (TINY / "items.jsonl").read_text("utf-8").splitlines()
+    for name, content in {"backwards": lines[::-1], "fewer": lines[1:]}.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(content), "utf-8")
+        evals = [{"kind": "items", "name": "facts", "path": str(path)}]
+        seed = make_plan(load(make_recipe(evals=evals)), choose("cpu")).baseline["facts"].config["seed"]
+        assert (seed == first) == (name == "backwards"), "nor can an order be had by turning the lines"
+
+
 # --- the noise floor -----------------------------------------------------------------------------------------------
 
 
@@ -113,7 +157,7 @@ def verdict(*measured: Comparison, gates: tuple[GateConfig, ...] = (ALL,), skipp
         comparisons=[], hard_stops=[], noise=list(measured), spending=LATE,
     )  # fmt: skip
     proof = Proof(outcome="pass", sentences=("It does.",), numbers={})
-    rules = Rules(variant="int8", rules_digest="r" * 64, evals="e" * 64, spending=LATE, skipped=skipped)
+    rules = Rules(variant="int8", rules_digest="r" * 64, counted={"facts": "e" * 64}, spending=LATE, skipped=skipped)
     return decide(Collected(evidence, pair_items("facts", rows(), rows()), proof, (), {}), gates, rules)
 
 

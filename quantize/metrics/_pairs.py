@@ -177,7 +177,10 @@ def _harmful(metric: str, pairs: list[tuple[Row, Row]], *, whole: bool) -> Compa
         unit = _unit(one)
         lost[unit] = lost.get(unit, 0.0) + (other["score"] < one["score"])
         asked[unit] = asked.get(unit, 0.0) + 1
-    if 1 < len(asked) < len(pairs):
+    if not any(lost.values()):
+        # Resampled, none lost would be none ever lost; of so many units it is less than that.
+        interval = wilson_interval(0, len(asked), 1 - 2 * _ALPHA)
+    elif 1 < len(asked) < len(pairs):
         interval = document_bootstrap(list(lost.values()), list(asked.values()), 1 - 2 * _ALPHA)
     else:
         interval = wilson_interval(round(sum(lost.values())), len(pairs), 1 - 2 * _ALPHA)

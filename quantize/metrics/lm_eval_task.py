@@ -98,12 +98,18 @@ class LmEvalTask(Record):
             ids = _ids(documents)
             fix_fewshot(task, documents)
             find_documents_by_number(task, documents)
+            clusters = _column(documents, self.cluster, self.task) if self.cluster else _twins(ids)
+            if self.slice:
+                _column(documents, self.slice, self.task)
 
             def answer(session: Session, numbers: list[int], look: int) -> tuple[list[Row], list[str]]:
                 lm = session.lm()
                 samples = run_tasks(lm, {name: task}, seed=job.seed + look, documents={name: numbers})[name]
                 stops = generation_stops(lm)
-                rows = [self._row(session, sample, ids[sample["doc_id"]]) for sample in self._filtered(samples)]
+                rows = [
+                    self._row(session, sample, ids[sample["doc_id"]], clusters[sample["doc_id"]])
+                    for sample in self._filtered(samples)
+                ]
                 stops += [
                     f"document {sample['doc_id']} has a log-likelihood that is not finite"
                     for sample in samples
@@ -113,9 +119,6 @@ class LmEvalTask(Record):
                 check_scores(rows, self.task)
                 return rows, stops
 
-            clusters = _column(documents, self.cluster, self.task) if self.cluster else _twins(ids)
-            if self.slice:
-                _column(documents, self.slice, self.task)
             answered = answer_in_looks(ids, clusters, job, answer)
         write_rows(answered.rows, ITEM_ROWS, job.out)
         return ArmMeasurements(
@@ -184,7 +187,7 @@ class LmEvalTask(Record):
             raise DataError(f"the task has no filter {self.filter!r} (it has {', '.join(filters)}).", where=self.task)
         return chosen
 
-    def _row(self, session: Session, sample: dict[str, Any], item_id: str) -> Row:
+    def _row(self, session: Session, sample: dict[str, Any], item_id: str, cluster: str | None) -> Row:
         score = sample.get(self.metric) if self.metric in sample["metrics"] else None
         if not isinstance(score, Real):
             known = ", ".join(sorted(key for key in sample["metrics"] if isinstance(sample[key], Real)))
@@ -196,7 +199,7 @@ class LmEvalTask(Record):
             "filter": self.filter,
             "prompt_sha256": str(sample["prompt_hash"]),
             "slice": str(sample["doc"][self.slice]) if self.slice else None,
-            "cluster": str(sample["doc"][self.cluster]) if self.cluster else None,
+            "cluster": cluster,
             "score": float(score),
             "parsed": float(_holds_answer(sample["filtered_resps"])) if texts else None,
             "tokens": sum(len(session.encode(text)) for text in texts) / len(texts) if texts else None,

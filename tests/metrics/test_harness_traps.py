@@ -83,7 +83,7 @@ def test_rows_carry_the_id_of_their_own_document_in_any_order_of_looks(folder, m
 
 
 def test_the_harnesss_answer_cache_hands_the_baselines_answers_to_the_variant(folder, baseline, int8, tmp_path):
-    from lm_eval.api.model import CachingLM
+    from lm_eval.api.model import CacheHook, CachingLM
 
     task = stock_task(folder)
 
@@ -95,6 +95,7 @@ def test_the_harnesss_answer_cache_hands_the_baselines_answers_to_the_variant(fo
         caching = CachingLM(session.lm(), str(tmp_path / "answers.db"))
         answers.append(said(caching))
         caching.dbdict.close()
+        session.lm().set_cache_hook(CacheHook(None))  # the session's harness is one for all tests
     assert answers[0] == answers[1] == said(baseline.lm())
     assert said(int8.lm()) != answers[1], "the variant was never asked"
 

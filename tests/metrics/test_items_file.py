@@ -61,7 +61,7 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, words):
 
 def test_a_cluster_that_only_some_items_have_is_named_at_the_first_line_without(tmp_path):
     """An item that stands alone by oversight would count as an independent one."""
-    lines = [{**GOOD, "id": "a", "cluster": "p"}, {**GOOD, "id": "b"}, "", {**FREE, "id": "c"}]
+    lines = [{**GOOD, "id": "a", "cluster": "p"}, {**GOOD, "id": "b", "prompt": "2"}, "", {**FREE, "id": "c"}]
     metric = items(tmp_path, *lines)
     with pytest.raises(DataError, match=r"item 'b' has no cluster and others have \(2 of 3 have none\)") as caught:
         metric.identity()
@@ -72,7 +72,10 @@ def test_a_cluster_that_only_some_items_have_is_named_at_the_first_line_without(
 
 def test_clusters_are_counted_over_all_items_and_within_a_slice(tmp_path):
     groups = [("p", "s"), ("q", "s"), ("p", "s"), ("p", None), ("r", "t")]
-    lines = [{**GOOD, "id": f"{i}", "cluster": c, **({"slice": s} if s else {})} for i, (c, s) in enumerate(groups)]
+    lines = [
+        {**GOOD, "id": f"{i}", "prompt": f"{i}", "cluster": c, **({"slice": s} if s else {})}
+        for i, (c, s) in enumerate(groups)
+    ]
     metric = items(tmp_path, *lines)
     assert sorted(metric.cluster_sizes()) == [1, 1, 3]
     assert sorted(metric.cluster_sizes("s")) == [1, 2]
@@ -87,6 +90,51 @@ def test_an_id_that_is_used_twice_is_named_with_both_places(tmp_path):
         Items(name="mine", path=str(tmp_path)).cluster_sizes()
     assert caught.value.where == f"{tmp_path / 'two.jsonl'}:2"
     assert f"the id 'a' was used at {tmp_path / 'one.jsonl'}:1 already" in str(caught.value)
+
+
+TWIN = {**GOOD, "id": "z", "answer": 1, "slice": "other"}
+
+
+@pytest.mark.parametrize("clusters", [(None, None), ("p", "q")])
+def test_two_items_that_ask_the_same_are_named_with_both_lines(tmp_path, clusters):
+    """Under two ids they would count as two; another answer or slice makes no other question."""
+    lines = [
+        {**line, **({"cluster": cluster} if cluster else {})}
+        for line, cluster in zip((GOOD, FREE, TWIN), (clusters[0], clusters[0], clusters[1]), strict=True)
+    ]
+    with pytest.raises(DataError, match="item 'z' asks the same as 'a'") as caught:
+        items(tmp_path, *lines).identity()
+    assert caught.value.where == f"{tmp_path / 'items.jsonl'}:3"
+    assert f"({tmp_path / 'items.jsonl'}:1)" in str(caught.value)
+    assert "Remove one, or give both the same cluster" in str(caught.value)
+
+
+def test_items_that_ask_the_same_are_one_unit_where_they_share_a_cluster(tmp_path):
+    metric = items(tmp_path, *({**line, "cluster": "p"} for line in (GOOD, TWIN)), {**FREE, "cluster": "q"})
+    assert sorted(metric.cluster_sizes()) == [1, 2]
+
+
+def test_the_same_prompt_with_other_choices_asks_something_else(tmp_path):
+    assert items(tmp_path, GOOD, {**TWIN, "choices": [" 2", " 4"]}, FREE).cluster_sizes() == [1, 1, 1]
+
+
+def test_only_what_is_answered_freely_can_be_unreadable(tmp_path):
+    """A gate on `parsed` has so many items, and not those that are chosen from."""
+    free = [{**FREE, "id": f"f{i}", "prompt": f"{i}", "slice": "s" if i else "t"} for i in range(3)]
+    metric = items(tmp_path, GOOD, *free)
+    assert metric.cluster_sizes() == [1] * 4
+    assert metric.cluster_sizes(quantity="parsed") == [1] * 3
+    assert metric.cluster_sizes("s", "parsed") == [1] * 2
+    assert items(tmp_path, GOOD, name="chosen.jsonl").cluster_sizes(quantity="parsed") == []
+
+
+def test_the_dataset_is_what_is_asked_in_whatever_order_and_under_whatever_name(tmp_path):
+    """Attempts are counted on it: a shuffled file, another name or other sampling is no new eval set."""
+    one = items(tmp_path, GOOD, FREE, name="one.jsonl")
+    other = items(tmp_path, FREE, GOOD, name="other.jsonl")
+    renamed = other.model_copy(update={"name": "new", "max_new_tokens": 7, "temperature": 0.5})
+    assert one.dataset() == other.dataset() == renamed.dataset()
+    assert one.dataset() != items(tmp_path, GOOD, {**FREE, "answer": "3"}, name="third.jsonl").dataset()
 
 
 def test_a_missing_file_an_empty_one_and_a_folder_without_items_are_named(tmp_path):

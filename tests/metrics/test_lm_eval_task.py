@@ -71,6 +71,30 @@ def test_equal_documents_are_told_apart(measured, baseline, questions, tmp_path)
     assert len({row["prompt"] for row in rows}) == 3
 
 
+def test_equal_documents_are_one_cluster_and_others_stand_alone(measured, baseline, questions, tmp_path):
+    """Red when they count as independent: whoever repeats a document would have evidence that is not there."""
+    twice = [*questions[:9], questions[0], questions[4], questions[0]]
+    write_task(tmp_path, twice)
+    metric = task(tmp_path)
+    rows = read_rows(measured(metric, baseline, look=8)[1])
+    for prompt, count in ((questions[0]["prompt"], 3), (questions[4]["prompt"], 2), (questions[1]["prompt"], 1)):
+        equal = [row for row in rows if row["prompt"] == prompt]
+        assert len(equal) == count
+        assert len({(row["cluster"], row["look"]) for row in equal}) == 1
+        assert (equal[0]["cluster"] is None) == (count == 1)
+    pairs = metric.pairs(rows, rows)["mine.accuracy"]
+    assert sorted(pairs.sums()[1].tolist()) == [1.0] * 7 + [2.0, 3.0]
+
+
+def test_the_dataset_is_the_task_and_its_files_whatever_is_scored_on_it(folder, questions, tmp_path):
+    """Attempts are counted on it: another name, metric or number of documents is no new eval set."""
+    one = task(folder).dataset()
+    for changes in ({"name": "other"}, {"metric": "brier_score"}, {"limit": 5}):
+        assert task(folder, **changes).dataset() == one
+    write_task(tmp_path, questions[1:])
+    assert task(tmp_path).dataset() != one
+
+
 def test_a_limit_takes_the_first_documents(folder, measured, baseline, questions):
     rows = read_rows(measured(task(folder, limit=5), baseline)[1])
     assert {row["prompt"] for row in rows} == {item["prompt"] for item in questions[:5]}

@@ -1,5 +1,6 @@
 """Items are answered in looks of one seeded order; what was answered is kept, and is never answered again."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -59,17 +60,17 @@ class Watched:
     def __init__(self, session, dies_at=None):
         self._session = session
         self._dies_at = dies_at
+        self._answer = session.lm().loglikelihood
         self.prompts = []
 
     def lm(self):
         if self._dies_at is not None and len(self.prompts) >= self._dies_at:
             raise KeyboardInterrupt
-        lm = self._session.lm()
-        answer = lm.loglikelihood
+        lm = copy.copy(self._session.lm())  # the session's own is one for all, and is not watched
 
         def loglikelihood(requests, *args, **kwargs):
             self.prompts += list(dict.fromkeys(request.args[0] for request in requests))
-            return answer(requests, *args, **kwargs)
+            return self._answer(requests, *args, **kwargs)
 
         lm.loglikelihood = loglikelihood
         return lm

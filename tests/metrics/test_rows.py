@@ -7,8 +7,8 @@ import pytest
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS
 from quantize.metrics import Items, LmEvalTask
-from quantize.metrics._rows import read_rows, write_rows
-from quantize.stats import noninferiority
+from quantize.metrics._rows import item_measurements, read_rows, write_rows
+from quantize.stats import noninferiority, wilson_interval
 
 #: (slice, right before, right after), as often as is said: losses and gains lie unevenly over the slices.
 PATTERN = [("sums", 1, 1)] * 9 + [("sums", 1, 0)] * 3 + [("sums", 0, 1)] + [(None, 1, 1)] * 4 + [(None, 0, 0)] * 6
@@ -90,6 +90,46 @@ def test_an_arm_compared_with_itself_shows_no_flip(arms, compare):
     found = {c.metric: c for c in compare(arms[0], arms[0])}
     assert found.pop("facts.harmful_flips").difference == 0
     assert all((c.extra["losses"], c.extra["gains"]) == (0, 0) for c in found.values())
+
+
+def test_harmful_flips_of_items_that_hang_together_are_resampled_by_cluster(compare):
+    """Red when items are counted: 60 losses are ten passages of six, and how many there might have been is wide."""
+    before = [row(i, None, 1) for i in range(600)]
+    after = [row(i, None, i // 6 % 10 > 0) for i in range(600)]
+
+    def harmful(size):
+        arms = (in_clusters(rows, size) if size > 1 else rows for rows in (before, after))
+        return next(c for c in compare(*arms) if c.metric == "facts.harmful_flips")
+
+    loose, grouped = harmful(1), harmful(6)
+    assert loose.difference == grouped.difference == 60 / 600
+    assert "wilson" in loose.method.lower()
+    assert "bootstrap" in grouped.method.lower()
+    assert grouped.high - grouped.low > 1.5 * (loose.high - loose.low)
+    assert (loose.level, grouped.level) == (0.9, 0.9)
+    assert grouped.low <= grouped.difference <= grouped.high
+
+
+def test_that_no_item_flipped_does_not_show_that_none_ever_would(compare):
+    """Red when clusters are resampled in which nothing differs: ten passages would exclude any flip for good."""
+    rows = [row(i, None, 1) for i in range(60)]
+    loose, grouped = (
+        next(c for c in compare(arm, arm) if c.metric == "facts.harmful_flips") for arm in (rows, in_clusters(rows, 6))
+    )
+    assert loose.low == grouped.low == loose.difference == grouped.difference == 0
+    assert 0 < loose.high < grouped.high
+    assert grouped.high == wilson_interval(0, 10, 0.9).upper
+
+
+def test_a_share_of_clustered_items_has_no_interval_that_takes_them_for_independent():
+    alone = [row(i, "sums" if i % 2 else None, i % 3 > 0, parsed=1.0, tokens=2.0) for i in range(30)]
+    shares = {"facts.accuracy", "facts.accuracy/sums", "facts.parsed"}
+    for rows, known in ((alone, True), (in_clusters(alone, 3), False)):
+        found = {m.name: m for m in item_measurements("facts", rows)}
+        assert shares < set(found)
+        for name in shares:
+            assert (found[name].low is not None, found[name].high is not None) == (known, known)
+        assert found["facts.accuracy"].value == 20 / 30
 
 
 def change(rows, number, **columns):
@@ -197,7 +237,9 @@ def test_what_is_shown_of_a_stopped_arm_is_of_the_answered_items_with_the_limits
     assert (shown.n, shown.extra["items"], shown.method) == (16, 30, "betting")
     assert shown.baseline == sum(before for _, before, _ in first) / 16
     assert shown.variant == sum(after for _, _, after in first) / 16
-    assert found["facts.harmful_flips"].difference == 3 / 16
+    harmful = found["facts.harmful_flips"]
+    assert harmful.difference == 3 / 16
+    assert (harmful.low, harmful.high, harmful.level) == (None, None, None), "its end was chosen by what was seen"
     whole = next(c for c in compare(before, after, early=0.2) if c.metric == "facts.accuracy")
     assert shown.high - shown.low > whole.high - whole.low
 
@@ -253,6 +295,13 @@ def test_the_ratio_of_lengths_is_that_of_the_mean_tokens_of_generated_answers(co
     assert (ratio.baseline, ratio.variant) == (40 / 4, 97 / 4)
     assert ratio.difference == pytest.approx(97 / 40)
     assert ratio.low < ratio.difference < ratio.high
+
+
+def test_the_ratio_of_lengths_of_a_stopped_arm_has_no_interval(compare):
+    before, after = ([row(i, None, 1, parsed=1.0, tokens=n) for i in range(24)] for n in (4, 5))
+    ratio = next(c for c in compare(before, after[:16], early=0.2) if c.metric == "facts.output_tokens")
+    assert (ratio.difference, ratio.n) == (pytest.approx(1.25), 16)
+    assert (ratio.low, ratio.high, ratio.level) == (None, None, None)
 
 
 @pytest.mark.parametrize("place", [0, 2, 3])

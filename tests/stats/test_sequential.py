@@ -20,6 +20,7 @@ from quantize.stats import (
     noninferiority,
     sample_size,
 )
+from quantize.stats.sequential import FAIL_LEVEL
 
 MARGIN, ALPHA = 0.05, 0.05
 
@@ -82,8 +83,10 @@ def test_p_limits_and_outcome_are_one_at_every_look_and_at_the_end(situation, ea
             test = judge_pairs(sample, MARGIN, ALPHA, early=early, choices=choices)
             consistent(test, early, choices)
             assert test.stopped == look(sample, MARGIN, ALPHA, early=early, choices=choices)
-            assert test.clusters == len(sample.sums()[0])
-            assert test.mcnemar == mcnemar_p_value(test.losses, test.gains)
+            sums = sample.sums()[0]
+            assert test.clusters == len(sums)
+            assert test.mcnemar == mcnemar_p_value(int((sums < 0).sum()), int((sums > 0).sum()))
+            assert max(test.levels) <= max(ALPHA, FAIL_LEVEL)
 
 
 def test_a_hopeless_variant_fails_after_the_first_look():
