@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from program import TINY, command
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "llama-awq.yaml"
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_gpu_node_runs_on_a_local_checkpoint(tmp_path):
     changes = [
         f"model={{kind: directory, path: {TINY / 'checkpoint'}}}",

@@ -141,6 +141,7 @@ def test_what_early_stopping_saves_is_not_answered(run):
     assert len(rows(store, "baseline facts")) == ITEMS
 
 
+@pytest.mark.slow
 def test_the_confirmation_is_shown_to_no_variant_that_has_not_passed_before_and_decides_the_one_that_has(tmp_path):
     items = more_items()
     sets = {"facts": items[::2], "fresh": items[1::2]}

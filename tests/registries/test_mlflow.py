@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from quantize.errors import RegistryError
+from quantize.errors import DataError, RegistryError
 from quantize.protocols import MANIFEST_FILE
 from quantize.registries import Mlflow, alias_problem
 from quantize.registries._client import public, sanitize
@@ -148,7 +148,7 @@ def test_a_logged_file_comes_back_with_its_bytes_and_one_that_is_not_there_is_na
     fetched = registry.fetch(run, "rows/facts/rows.parquet", tmp_path / "one")
     assert fetched.is_relative_to(tmp_path / "one")
     assert fetched.read_bytes() == bytes(range(256))
-    with pytest.raises(RegistryError, match=f"MLflow run {run}.*holds no rows/prose/rows.parquet"):
+    with pytest.raises(DataError, match=f"MLflow run {run}.*holds no rows/prose/rows.parquet"):
         registry.fetch(run, "rows/prose/rows.parquet", tmp_path / "two")
 
 
