@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -110,7 +111,8 @@ def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) 
     # A branch may move between the plan and the fetch; the worker is given the commit that the key was made from.
     source = recipe.model.model_copy(update={"revision": identity["commit"]}) if "commit" in identity else recipe.model
     identities = {metric.name: metric.identity() for metric in recipe.ordered_evals()}
-    make = _Maker(recipe, device, identities)
+    datasets = {metric.name: metric.dataset() for metric in recipe.ordered_evals()}
+    make = _Maker(recipe, device, identities, datasets)
     fetch = make.stage("fetch", "", {"source": source}, identity, {}, ("safetensors",), False)
     calibrate = None
     if recipe.calibration is not None and any(variant.method.calibrated for variant in chosen):
@@ -144,17 +146,18 @@ def chosen_variants(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Makes stages; holds what all of them share. `identities` are the evals', by name."""
+    """Makes stages; holds what all of them share. `identities` and `datasets` are the evals', by name."""
 
     recipe: Recipe
     device: Device
     identities: dict[str, Any]
+    datasets: dict[str, str]
 
     def counted(self) -> dict[str, str]:
         """The datasets on which attempts count: the confirmation's, or all that a test looks at."""
         tested = {gate.metric.partition(".")[0] for gate in self.recipe.gates if isinstance(gate, NonInferiority)}
         names = {self.recipe.confirmation} if self.recipe.confirmation else tested
-        return {metric.name: metric.dataset() for metric in self.recipe.ordered_evals() if metric.name in names}
+        return {name: dataset for name, dataset in self.datasets.items() if name in names}
 
     def stage(
         self,
@@ -206,7 +209,7 @@ class _Maker:
             "engine": _dump(engine),
             "arm": arm,
             # Not the recipe's: another order, or other sampled answers, must not be had for the asking.
-            "seed": int(metric.dataset()[:8], 16) + noise if metric.paired else 0,
+            "seed": int(self.datasets[metric.name][:8], 16) + noise if metric.paired else 0,
             "look": self.recipe.early_stopping.look if metric.paired else 0,
         }
         tested = spending is not None and spending.early > 0 and metric.paired
@@ -257,6 +260,7 @@ class _Maker:
         )
         reached = {**inputs, "quantized": quantize, "proof": prove}
 
+        @cache
         def measured(attempt: int) -> Measured:
             spending = self.recipe.spending(variant.name, attempt)
             reads = {"model": fetch, "quantized": quantize, "proof": prove}
