@@ -125,16 +125,9 @@ def _run_directory(name: str, store: Path, *, ended: bool = True) -> Path:
 
 
 def _registry(model: str, uri: str | None, store: Path) -> Registry:
-    from pydantic import ValidationError
+    from quantize.job import named_registry
 
-    from quantize.job import open_registry
-    from quantize.registries import Mlflow
-
-    try:
-        config = Mlflow(name=model, uri=uri)
-    except ValidationError:
-        raise click.UsageError(f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only.") from None
-    return open_registry(config, store)
+    return named_registry(model, uri, store)
 
 
 def _store(path: Path) -> Store:

@@ -120,16 +120,9 @@ def pull(reference: str, out: Path, store_path: Path, uri: str | None) -> None:
 
 
 def _registry(model: str, uri: str | None, store: Path) -> Registry:
-    from pydantic import ValidationError
+    from quantize.job import named_registry
 
-    from quantize.job import open_registry
-    from quantize.registries import Mlflow
-
-    try:
-        config = Mlflow(name=model, uri=uri)
-    except ValidationError:
-        raise click.UsageError(f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only.") from None
-    return open_registry(config, store)
+    return named_registry(model, uri, store)
 
 
 @contextmanager

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from quantize.artifact import ModelFacts
 from quantize.attempts import Ledger
 from quantize.device import Device, choose
-from quantize.errors import RecipeError, RegistryError
+from quantize.errors import RecipeError, RegistryError, UsageError
 from quantize.executors import Local
 from quantize.plan import Plan, chosen_variants, make_plan
 from quantize.preflight import Estimate, Preflight, attempts_of, check, estimates
@@ -23,7 +25,7 @@ from quantize.run import RUN, Runner, RunRecord, Watcher, exit_code
 from quantize.sources import config_facts, read_config
 from quantize.store import Store
 
-__all__ = ["Preview", "execute", "open_registry", "preview"]
+__all__ = ["Preview", "execute", "named_registry", "open_registry", "preview"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,15 @@ def _versions(registry: Registry, watcher: Watcher) -> list[VersionState]:
     except RegistryError as error:
         watcher.note(f"the registry does not answer, so earlier attempts are known from this store alone: {error}")
         return []
+
+
+def named_registry(model: str, uri: str | None, store: Path) -> Registry:
+    """The registry of a model by its name. Raises UsageError for what cannot be one."""
+    try:
+        config = Mlflow(name=model, uri=uri)
+    except ValidationError:
+        raise UsageError(f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only.") from None
+    return open_registry(config, store)
 
 
 def open_registry(config: Mlflow, store: Path) -> Registry:

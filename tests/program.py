@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from quantize.errors import RecipeError
+from quantize.recipe import load
+
 TINY = Path(__file__).parent / "tiny_llama"
 
 #: One thread: on a tiny model the cost of threads is far above what they bring.
@@ -72,3 +75,10 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
         if text in line:
             return
     pytest.fail(f"{text!r} was never printed")
+
+
+def problems_of(path: Path, *overrides: str) -> list[str]:
+    """The problems that loading tells, each with the recipe's own path as its first word where it has a line."""
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    return [problem.replace(str(path), "recipe.yaml") for problem in caught.value.problems]

@@ -278,9 +278,9 @@ def test_an_operator_waits_while_a_run_of_the_same_store_releases(world):
 
 @pytest.mark.parametrize("arguments", [("status", "a b"), ("pull", "a/b@production", "out"), ("history", "")])
 def test_a_name_that_no_model_can_have_is_a_usage_error(arguments):
-    result = CliRunner().invoke(cli, arguments)
-    assert result.exit_code == 2
-    assert "cannot be a model's name" in result.output
+    result = quantize_command(*arguments)
+    assert result.returncode == 2
+    assert "cannot be a model's name" in result.stderr
 
 
 def test_a_refusal_is_a_sentence_and_an_exit_code(world):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ class Item:
 def load_items(path: str) -> list[Item]:
     """Items of a file, a glob or a folder of `.jsonl` files, in a stable order. Raises DataError naming file:line."""
     files = _files(path)
+    stamps = tuple((found.st_mtime_ns, found.st_size) for found in (file.stat() for file in files))
+    return list(_read(tuple(files), stamps, path))
+
+
+@lru_cache(maxsize=8)
+def _read(files: tuple[Path, ...], _stamps: tuple[tuple[int, int], ...], path: str) -> tuple[Item, ...]:
+    """The items of files as they are now: a changed file has another stamp. A plan asks for them many times."""
     seen: dict[str, str] = {}
     asked: dict[str, Item] = {}
     items: list[Item] = []
@@ -77,7 +85,7 @@ def load_items(path: str) -> list[Item]:
             where=seen[bare[0]],
             fix="Give every item a cluster, one of its own where it stands alone, or none at all.",
         )
-    return items
+    return tuple(items)
 
 
 def items_digest(items: list[Item]) -> str:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.errors import DataError
-from quantize.evidence import ITEM_ROWS, Progressed
-from quantize.metrics._rows import read_rows, write_rows
+from quantize.evidence import ITEM_ROWS, ArmMeasurements, Progressed
+from quantize.metrics._rows import item_measurements, read_rows, write_rows
 from quantize.protocols import EvaluateJob, Row, Session, Stop
 
-__all__ = ["Answered", "answer_in_looks", "order_in_looks"]
+__all__ = ["Answered", "answer_in_looks", "arm_measurements", "order_in_looks"]
 
 _STOPS = "stops.json"
 
@@ -92,6 +92,21 @@ def answer_in_looks(ids: Sequence[str], clusters: Sequence[str | None], job: Eva
             stopped=reason[0] if reason is not None else None,
             gate=reason[1] if reason is not None else None,
         ),
+    )
+
+
+def arm_measurements(name: str, job: EvaluateJob, answered: Answered, dataset_digest: str) -> ArmMeasurements:
+    """Write the rows of an arm into `job.out`, and say what they amount to."""
+    write_rows(answered.rows, ITEM_ROWS, job.out)
+    return ArmMeasurements(
+        eval=name,
+        arm=job.arm,
+        dataset_digest=dataset_digest,
+        engine=job.engine,
+        device=job.device,
+        measurements=item_measurements(name, answered.rows),
+        hard_stops=answered.hard_stops,
+        progressed=answered.progressed,
     )
 
 

@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
+from quantize.evidence import ArmMeasurements, Comparison
 from quantize.metrics._harness import generation_stops, make_task, run_tasks
 from quantize.metrics._items_file import Item, items_digest, load_items
-from quantize.metrics._looks import answer_in_looks
+from quantize.metrics._looks import answer_in_looks, arm_measurements
 from quantize.metrics._pairs import compare_items, pair_items
-from quantize.metrics._rows import item_measurements, read_rows, write_rows
+from quantize.metrics._rows import read_rows
 from quantize.protocols import EvaluateJob, Row, Session
 from quantize.record import Record
 
@@ -94,17 +94,7 @@ class Items(Record):
             return self._answer(session, [items[number] for number in numbers], job.seed + look)
 
         answered = answer_in_looks([item.id for item in items], [item.cluster for item in items], job, answer)
-        write_rows(answered.rows, ITEM_ROWS, job.out)
-        return ArmMeasurements(
-            eval=self.name,
-            arm=job.arm,
-            dataset_digest=items_digest(items),
-            engine=job.engine,
-            device=job.device,
-            measurements=item_measurements(self.name, answered.rows),
-            hard_stops=answered.hard_stops,
-            progressed=answered.progressed,
-        )
+        return arm_measurements(self.name, job, answered, items_digest(items))
 
     def pairs(self, baseline: list[Row], variant: list[Row]) -> dict[str, Any]:
         """See `protocols.Metric.pairs`."""

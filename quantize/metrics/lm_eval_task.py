@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from quantize.errors import DataError
-from quantize.evidence import ITEM_ROWS, ArmMeasurements, Comparison
+from quantize.evidence import ArmMeasurements, Comparison
 from quantize.metrics._harness import (
     find_documents_by_number,
     fix_fewshot,
@@ -21,9 +21,9 @@ from quantize.metrics._harness import (
     run_tasks,
     sandboxed_templates,
 )
-from quantize.metrics._looks import answer_in_looks
+from quantize.metrics._looks import answer_in_looks, arm_measurements
 from quantize.metrics._pairs import compare_items, pair_items
-from quantize.metrics._rows import check_scores, item_measurements, read_rows, write_rows
+from quantize.metrics._rows import check_scores, read_rows
 from quantize.metrics._task_yaml import forbid_code, read_files
 from quantize.protocols import EvaluateJob, Row, Session
 from quantize.record import Record, digest, file_sha256
@@ -120,17 +120,7 @@ class LmEvalTask(Record):
                 return rows, stops
 
             answered = answer_in_looks(ids, clusters, job, answer)
-        write_rows(answered.rows, ITEM_ROWS, job.out)
-        return ArmMeasurements(
-            eval=self.name,
-            arm=job.arm,
-            dataset_digest=digest(sorted(ids)),
-            engine=job.engine,
-            device=job.device,
-            measurements=item_measurements(self.name, answered.rows),
-            hard_stops=answered.hard_stops,
-            progressed=answered.progressed,
-        )
+        return arm_measurements(self.name, job, answered, digest(sorted(ids)))
 
     def pairs(self, baseline: list[Row], variant: list[Row]) -> dict[str, Any]:
         """See `protocols.Metric.pairs`."""

@@ -112,6 +112,33 @@ def floor(model, counted):
     return {"floor_cpu_s": work / max(rates), "gflops_per_cpu_s": max(rates) / 1e9}
 
 
+def furthest(session, items, ours, stock, count=12):
+    """How far ours and stock lie from a float64 pass, at the choices on which the two differ most."""
+    import copy
+
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    asked = [(prompt, choice) for prompt, choices in items for choice in choices]
+    apart = [abs(one[0] - other[0]) for one, other in zip(ours, stock, strict=True)]
+    model, encode = copy.deepcopy(session.model).double(), HFLM(session.model, tokenizer=session.tokenizer)._encode_pair
+    errors = []
+    for place in sorted(range(len(apart)), key=lambda place: -apart[place])[:count]:
+        prompt, choice = encode(*asked[place])
+        with torch.inference_mode():
+            scores = model(torch.tensor([prompt + choice], device=model.device)).logits[0, len(prompt) - 1 : -1]
+        exact = float(scores.log_softmax(-1).gather(1, torch.tensor(choice, device=model.device)[:, None]).sum())
+        errors.append((abs(ours[place][0] - exact), abs(stock[place][0] - exact)))
+    return {
+        "choices": len(apart),
+        "above_1e-4": sum(value > 1e-4 for value in apart),
+        "furthest": len(errors),
+        "ours_nearer_to_float64": sum(mine < theirs for mine, theirs in errors),
+        "ours_off_by": max(mine for mine, _ in errors),
+        "stock_off_by": max(theirs for _, theirs in errors),
+    }
+
+
 def compare(session, name, items, look, batches, counter):
     """One line of the table: stock's best batch size beside ours."""
     from lm_eval.models.huggingface import HFLM
@@ -147,6 +174,7 @@ def compare(session, name, items, look, batches, counter):
         "greatest_difference": max(difference),
         "stock_differs_from_itself_by": max(itself, default=0.0),
         "greedy_flags_that_differ": flags,
+        "exact": furthest(session, items, ours[0], stock[best][0]) if look >= len(items) else None,
     }
 
 
@@ -163,6 +191,12 @@ def shown(line):
         f"  greatest difference {line['greatest_difference']:.1e} (stock's batch sizes among themselves: "
         f"{line['stock_differs_from_itself_by']:.1e}); greedy flags that differ: {line['greedy_flags_that_differ']}"
     )
+    if exact := line["exact"]:
+        yield f"  {exact['above_1e-4']} of {exact['choices']} choices differ by more than 1e-4"
+        yield (
+            f"  of the {exact['furthest']} furthest ours is nearer to float64 in {exact['ours_nearer_to_float64']} "
+            f"(off by {exact['ours_off_by']:.1e} at most, stock by {exact['stock_off_by']:.1e})"
+        )
 
 
 def main():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from memory import peak_bytes, random_llama
 
 from quantize.engines import Transformers
 from quantize.engines.transformers import TransformersSession
@@ -216,40 +217,6 @@ def test_a_shard_holds_a_bounded_number_of_positions(metric, measured, baseline,
     assert sum(sizes) == len(read_rows(reference))
 
 
-def random_llama(folder, tokenizer, vocabulary, hidden=16):
-    """A random one-layer Llama with `vocabulary` logits, at least as many as the tokenizer has entries."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Transformers().open(folder, "cpu")
-
-
-def peak_bytes(measure):
-    """The greatest sum of bytes that tensors held at once during `measure()`, beyond those that were there."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        result = measure()
-    held = peak = 0
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    assert peak > 0
-    return peak, result
-
-
 def enlarged(metric, folder, times):
     """The same text `times` over."""
     path = folder / f"{times}.txt"
@@ -410,25 +377,3 @@ def test_rows_of_other_tokens_are_not_compared(metric, before, after, tmp_path):
     write_rows(rows, TOKEN_ROWS, tmp_path)
     with pytest.raises(DataError, match="scored different tokens"):
         metric.compare(before[1], tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", "0 documents"),
-        (b"one document only", "1 documents"),
-        (b"---\n---\n", "0 documents"),
-        (b"\xff\xfe", "UTF-8"),
-    ],
-)
-def test_a_text_that_gives_no_interval_is_refused_before_the_run(tmp_path, content, sentence):
-    path = tmp_path / "prose.txt"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=sentence) as caught:
-        Text(name="prose", path=str(path)).identity()
-    assert caught.value.where == str(path)
-
-
-def test_a_missing_text_is_named(tmp_path):
-    with pytest.raises(DataError, match="there is no such text"):
-        Text(name="prose", path=str(tmp_path / "none.txt")).identity()
