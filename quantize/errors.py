@@ -7,6 +7,7 @@
     ├── DataError                    an eval set, a calibration text or a row is unusable
     ├── StoreError                   the artifact store: full, read-only, damaged, out of bounds
     ├── MissingDependency            an optional package is absent; names the command that installs it
+    ├── EngineLost                   an engine was killed or did not answer in time: of the artifact it says nothing
     ├── StageFailed                  a stage's process ended badly; carries the tail of its log
     ├── RegistryError                MLflow is unreachable, or its state is not what a decision was made against
     └── Interrupted         exit 75  stopped on request; the same command resumes
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 __all__ = [
     "DataError",
+    "EngineLost",
     "Interrupted",
     "MissingDependency",
     "QuantizeError",
@@ -78,6 +80,10 @@ class StoreError(QuantizeError):
 
 class MissingDependency(QuantizeError):
     """An optional package is absent."""
+
+
+class EngineLost(QuantizeError):
+    """An engine's process was killed, or did not answer in time. It says nothing about what it had loaded."""
 
 
 class StageFailed(QuantizeError):
