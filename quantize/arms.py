@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.errors import QuantizeError, RegistryError, StoreError, UsageError
-from quantize.evidence import ArmMeasurements, Evidence
+from quantize.evidence import ArmMeasurements, Evidence, of_eval
 from quantize.history import known_versions
 from quantize.promotion import BASELINE, alias_map
 from quantize.protocols import Registry, VersionState
@@ -29,7 +29,8 @@ _STAGE = "evaluate."
 class Arm:
     """An arm by its name: its evals, the folder with the rows of each, and whether it answered all of it.
 
-    `folder` and `complete` raise QuantizeError where the rows are gone.
+    `folder` and `complete` raise QuantizeError where the rows are gone. `engine` is the kind that answered, empty where
+    that is not known; `run` the run that it is of, and `baseline` what tells the baseline's stages in its engine.
     """
 
     name: str
@@ -37,6 +38,9 @@ class Arm:
     evals: tuple[str, ...]
     folder: Callable[[str], Path]
     complete: Callable[[str], bool]
+    engine: str = ""
+    run: str = ""
+    baseline: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def pairs_of(first: str, second: str, places: Places) -> list[tuple[Arm, Arm]]:
     """The arms to compare: two, or those that two runs share by name. Raises QuantizeError."""
     one, other = arms_of(first, places), arms_of(second, places)
     if isinstance(one, Arm) and isinstance(other, Arm):
-        return [(one, other)]
+        return [(_beside(one, other, places), _beside(other, one, places))]
     if isinstance(one, Arm) or isinstance(other, Arm):
         run, arm = (second, first) if isinstance(one, Arm) else (first, second)
         raise UsageError(f"{run!r} is a whole run and {arm!r} one arm: write {run}:VARIANT, or give two runs.")
@@ -65,6 +69,13 @@ def pairs_of(first: str, second: str, places: Places) -> list[tuple[Arm, Arm]]:
         names = [", ".join(arm.variant for arm in arms) or "none" for arms in (one, other)]
         raise UsageError(f"the runs share no measured variant ({first}: {names[0]}; {second}: {names[1]}).")
     return shared
+
+
+def _beside(arm: Arm, other: Arm, places: Places) -> Arm:
+    """Of a run's baseline, that in the engine of the variant that it is compared with; any other arm as it is."""
+    if arm.variant != BASELINE or not arm.run or arm.run != other.run:
+        return arm
+    return _of_run(places.run(arm.run), BASELINE, places, other.baseline)
 
 
 def arms_of(text: str, places: Places) -> Arm | list[Arm]:
@@ -108,11 +119,14 @@ def _names(record: RunRecord) -> list[str]:
     return [BASELINE, *(variant.name for variant in record.variants)]
 
 
-def _of_run(record: RunRecord, name: str, places: Places) -> Arm:
+def _of_run(record: RunRecord, name: str, places: Places, baseline: str = "") -> Arm:
+    """An arm of a run. Of several engines that the baseline was measured in, `baseline` names one, else the first."""
     if name not in _names(record):
         raise UsageError(f"it has no {name!r} (it has {', '.join(_names(record))}).", where=f"run {record.run}")
     variant = next((variant for variant in record.variants if variant.name == name), None)
-    stages = variant.stages if variant is not None else record.baseline_stages
+    suffix = variant.baseline if variant is not None else baseline
+    stages = variant.stages if variant is not None else record.stages_of_baseline(suffix)
+    engine = variant.engine if variant is not None else _engine_of_baseline(record, suffix)
     keys = {label.removeprefix(_STAGE): key for label, key in stages.items() if label.startswith(_STAGE)}
     if not keys:
         reasons = " ".join(variant.verdict.reasons()) if variant is not None else ""
@@ -129,7 +143,11 @@ def _of_run(record: RunRecord, name: str, places: Places) -> Arm:
         progressed = ArmMeasurements.model_validate_json(text).progressed
         return progressed is None or progressed.answered == progressed.items
 
-    return Arm(f"{record.run}:{name}", name, tuple(keys), folder, complete)
+    return Arm(f"{record.run}:{name}", name, tuple(keys), folder, complete, engine, record.run, suffix)
+
+
+def _engine_of_baseline(record: RunRecord, suffix: str) -> str:
+    return next((variant.engine for variant in record.variants if variant.baseline == suffix), "")
 
 
 def _registered(name: str, which: str, places: Places) -> Arm:
@@ -154,7 +172,7 @@ def _fetched(
 ) -> Arm:
     """An arm whose files come from the MLflow run of its verdict, each when it is asked for."""
     evidence = _evidence(registry, version, versions, scratch)
-    evals = tuple(dict.fromkeys(m.name.partition(".")[0] for m in evidence.measurements if _of_eval(m.name)))
+    evals = tuple(dict.fromkeys(m.name.partition(".")[0] for m in evidence.measurements if of_eval(m.name)))
 
     def folder(eval_name: str) -> Path:
         held = scratch / run
@@ -168,7 +186,7 @@ def _fetched(
         progressed = None if version.variant == BASELINE else evidence.progressed.get(eval_name)
         return progressed is None or progressed.answered == progressed.items
 
-    return Arm(name, version.variant, evals, folder, complete)
+    return Arm(name, version.variant, evals, folder, complete, version.tags.get("measured_on", "").partition(" on ")[0])
 
 
 def _evidence(registry: Registry, version: VersionState, versions: Sequence[VersionState], scratch: Path) -> Evidence:
@@ -188,7 +206,3 @@ def _evidence(registry: Registry, version: VersionState, versions: Sequence[Vers
                     fix="Run its recipe again.",
                 ) from None
     raise RegistryError(f"nothing was measured beside version {version.version}.", where=registry.name)
-
-
-def _of_eval(metric: str) -> bool:
-    return not metric.startswith("weights.")

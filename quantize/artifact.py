@@ -73,8 +73,8 @@ class Manifest(Record):
         return files_digest(self.checkpoint_files())
 
     def weight_bytes(self) -> int:
-        """Bytes of the checkpoint's safetensors files."""
-        return sum(file.size for file in self.checkpoint_files() if file.path.endswith(".safetensors"))
+        """Bytes of the checkpoint's weight files."""
+        return sum(file.size for file in self.checkpoint_files() if file.path.endswith((".safetensors", ".gguf")))
 
 
 class ModelFacts(Record):

@@ -51,9 +51,10 @@ class Challenge:
         found = partial(self._rows, variant.stages)
         held = rows_of_version(self.registry, incumbent)
         # What the version will be tagged with, it is not yet.
-        measured = {**version.tags, "measured_on": self.measured_on()}
+        measured = {**version.tags, "measured_on": self.measured_on(variant.engine)}
         candidate = replace(version, tags=measured)
-        return self._contest().judge(incumbent, held, candidate, found, attempt=variant.verdict.attempt, rivals=1)
+        contest = self._contest(self.record.stages_of_baseline(variant.baseline))
+        return contest.judge(incumbent, held, candidate, found, attempt=variant.verdict.attempt, rivals=1)
 
     def may_serve(self, candidate: VersionState, incumbent: VersionState, rivals: int) -> bool:
         """Whether a target may move from one champion to another: by the same gates, on their rows.
@@ -65,7 +66,9 @@ class Challenge:
         held, found = (rows_of_version(self.registry, version) for version in (incumbent, candidate))
         numbers = [int(number) for tag, number in candidate.tags.items() if tag.startswith(ATTEMPT)]
         attempt = max(numbers, default=1)
-        findings = self._contest().judge(incumbent, held, candidate, found, attempt=attempt, rivals=rivals)
+        ours = next((v for v in self.record.variants if v.name == candidate.variant), None)
+        contest = self._contest(self.record.stages_of_baseline(ours.baseline if ours is not None else ""))
+        findings = contest.judge(incumbent, held, candidate, found, attempt=attempt, rivals=rivals)
         beaten = [finding for finding in findings if finding.outcome != "pass"]
         if beaten:
             self.runner.watcher.note(
@@ -74,21 +77,20 @@ class Challenge:
             )
         return not beaten
 
-    def measured_on(self) -> str:
-        """The engine and class of device that this run's rows come from."""
-        plan = self.runner.plan
-        return f"{plan.recipe.engine.kind} on {plan.device.device_class}"
+    def measured_on(self, engine: str) -> str:
+        """The engine and class of device that rows of this run come from."""
+        return f"{engine} on {self.runner.plan.device.device_class}"
 
     def _number(self, variant: VariantRecord) -> int:
         """The attempt that the registry alone would give this artifact."""
         verdict = variant.verdict
         return Ledger.of_versions(self.versions).attempt(verdict.bases, verdict.artifact_digest)
 
-    def _contest(self) -> Contest:
+    def _contest(self, baseline: dict[str, str]) -> Contest:
         recipe = self.runner.plan.recipe
         trade = self.registry.trade
         allowed = (trade.smaller_by, trade.margin) if trade is not None else None
-        return Contest(recipe.evals, recipe.gates, partial(self._rows, self.record.baseline_stages), allowed)
+        return Contest(recipe.evals, recipe.gates, partial(self._rows, baseline), allowed)
 
     def _rows(self, stages: dict[str, str], name: str) -> list[Row]:
         """The rows of an arm of this run."""

@@ -6,7 +6,6 @@ the cause, when the log shows a known one, and the log's tail.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -152,5 +151,5 @@ def link_to_package(folder: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     link = place / "quantize"
     if not link.exists():
-        os.symlink(Path(__file__).parent, link)
+        link.symlink_to(Path(__file__).parent)
     return place

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from quantize import __version__, cli_evidence, cli_registry
+from quantize import __version__, cli_environments, cli_evidence, cli_registry
 from quantize.cli_options import as_document, json_option, only_option, recipe_argument, set_option, store_option
 from quantize.errors import Interrupted, QuantizeError, RecipeError, StageFailed
 
@@ -86,6 +86,7 @@ def plan(
 @store_option
 @json_option
 @click.option("--no-release", is_flag=True, help="Measure and judge, but leave the registry alone.")
+@click.option("--create-envs", is_flag=True, help="Make the environments that are missing first.")
 @click.option("--dry-run", is_flag=True, help="The same as `quantize plan`.")
 def run(
     recipe: Path,
@@ -94,6 +95,7 @@ def run(
     store_path: Path,
     as_json: bool,
     no_release: bool,
+    create_envs: bool,
     dry_run: bool,
 ) -> int:
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
@@ -109,7 +111,16 @@ def run(
     def page(record: RunRecord) -> str:
         return markdown(summarise(record, item_seconds(record, _store(store_path))))
 
-    record, code = job.execute(recipe, overrides, only, store_path, watcher(), release=not no_release, report=page)
+    record, code = job.execute(
+        recipe,
+        overrides,
+        only,
+        store_path,
+        watcher(),
+        release=not no_release,
+        create_environments=create_envs,
+        report=page,
+    )
     if as_json:
         as_document({**json.loads(record.model_dump_json()), "exit_code": code})
     else:
@@ -168,6 +179,7 @@ def schema() -> None:
     as_document(json_schema())
 
 
+cli.add_command(cli_environments.env)
 for verb in (cli_evidence.report, cli_evidence.compare, cli_evidence.verify):
     cli.add_command(verb)
 for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cli_registry.rollback, cli_registry.pull):

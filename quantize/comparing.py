@@ -5,13 +5,16 @@ on. Two arms are paired on the items that both answered. Arms of one order that 
 first ones; where either stopped early, the end was not chosen beforehand, and the interval is that of the confidence
 sequence, which holds wherever one stops. All intervals are two-sided 90 %: 5 % on either side.
 
+Arms of different engines are compared all the same, and it is said: what the engines do differently cannot be told from
+what the weights do.
+
 This is for reading: no alpha is spent, nothing is decided, and many slices are looked at without correction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +53,7 @@ class Flip:
 class Contrast:
     """Two arms on one eval. `flips`: losses before gains, the greatest first.
 
-    `labels` are short names that tell the two apart. `note` says what was left out.
+    `labels` are short names that tell the two apart. `note` says what was left out, and whether two engines answered.
     """
 
     first: str
@@ -89,8 +92,19 @@ def compare_arms(first: Arm, second: Arm, only: str | None = None) -> list[Contr
         kinds = [_holds_items(folder) for folder in folders]
         if kinds[0] != kinds[1]:
             raise DataError("it is a text for one arm and a set of items for the other.", where=name, fix=_FIX)
-        found.append(_items(name, first, second, folders) if kinds[0] else _text(name, first, second, folders))
+        contrast = _items(name, first, second, folders) if kinds[0] else _text(name, first, second, folders)
+        found.append(replace(contrast, note=f"{_engines(first, second)} {contrast.note}".strip()))
     return found
+
+
+def _engines(first: Arm, second: Arm) -> str:
+    """What must be said where two engines answered."""
+    if not first.engine or not second.engine or first.engine == second.engine:
+        return ""
+    return (
+        f"{first.name} was measured in {first.engine}, {second.name} in {second.engine}: whatever the two engines do "
+        f"differently is in these differences too."
+    )
 
 
 def _holds_items(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from quantize.evidence import NO_EVALS
 from quantize.gates import GateConfig, NonInferiority
 from quantize.methods import MethodConfig
 from quantize.metrics import MetricConfig
@@ -31,6 +32,9 @@ def inconsistencies(data: Any) -> Iterator[tuple[Place, str]]:
         return
     yield from _repeated(data, "variants", "variant")
     yield from _repeated(data, "evals", "eval")
+    for index, name in enumerate(_names(data, "evals")):
+        if name in NO_EVALS:
+            yield ("evals", index, "name"), f"an eval may not be called {name!r}: measurements of artifacts are"
     yield from _variants(data)
     yield from _targets(data)
     yield from _gates(data)

@@ -13,16 +13,22 @@ from pathlib import Path
 
 from quantize.errors import UsageError
 
-__all__ = ["Device", "capability", "choose", "gpus"]
+__all__ = ["Device", "capability", "choose", "cpu_features", "gpus"]
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`kind` is torch's device string, `name` the product's, `memory` in bytes (None where unknown)."""
+    """`kind` is torch's device string, `name` the product's, `memory` in bytes (None where unknown).
+
+    What engines ask of it: a GPU's compute `capability` (8, 9 for Ada), a CPU's `features` as Linux names them
+    (`avx2`, `avx512f`, `amx_tile`). None and empty mean that it is not known.
+    """
 
     kind: str
     name: str
     memory: int | None
+    capability: tuple[int, int] | None = None
+    features: frozenset[str] = frozenset()
 
     @property
     def device_class(self) -> str:
@@ -47,7 +53,9 @@ def gpus() -> tuple[Device, ...]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
             name = str(pynvml.nvmlDeviceGetName(handle))
-            found[str(pynvml.nvmlDeviceGetUUID(handle))] = Device("cuda", name, memory)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            device = Device("cuda", name, memory, (int(major), int(minor)))
+            found[str(pynvml.nvmlDeviceGetUUID(handle))] = device
     finally:
         pynvml.nvmlShutdown()
     return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -78,7 +86,18 @@ def choose(wanted: str) -> Device:
             "the recipe asks for a CUDA device and this machine shows none.",
             fix="Check `nvidia-smi`, or run with --set resources.device=cpu.",
         )
-    return Device("cpu", platform.processor() or platform.machine(), _memory())
+    return Device("cpu", platform.processor() or platform.machine(), _memory(), features=cpu_features())
+
+
+@cache
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of an x86 CPU by Linux's names; empty on other systems and architectures."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() == "flags")
+    return frozenset(next(flags, []))
 
 
 def _memory() -> int | None:
@@ -93,13 +112,4 @@ def _memory() -> int | None:
 
 def capability() -> tuple[int, int] | None:
     """The first GPU's compute capability (8, 9 for Ada), or None without one."""
-    if not gpus():
-        return None
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
-    finally:
-        pynvml.nvmlShutdown()
-    return int(major), int(minor)
+    return gpus()[0].capability if gpus() else None

@@ -12,7 +12,7 @@ from quantize.artifact import Manifest
 from quantize.errors import StageFailed
 from quantize.plan import Plan, Stage
 from quantize.protocols import Progress
-from quantize.run import Watcher
+from quantize.watcher import Watcher
 
 __all__ = ["Bars", "Lines", "watcher"]
 

@@ -11,7 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from quantize.compatibility import ENGINES, Row, table
 from quantize.device import choose, gpus
+from quantize.environments import Entry, entries
+from quantize.errors import QuantizeError
 from quantize.store import Store
 
 __all__ = ["Line", "examine"]
@@ -46,7 +49,39 @@ def examine(store: Path) -> list[Line]:
     )
     token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated repositories only)"
     lines.append(Line("ok", "HF_TOKEN", token))
-    return lines
+    return lines + _environments() + [_serving(row) for row in table(choose("auto"))]
+
+
+def _environments() -> list[Line]:
+    try:
+        return [_environment(entry) for entry in entries()]
+    except QuantizeError as error:
+        return [Line("fail", "environments", error.what, error.fix or "")]
+
+
+def _environment(entry: Entry) -> Line:
+    """None of them is needed by itself: a recipe that needs one says so in `quantize plan`."""
+    what = f"env {entry.name}"
+    if entry.problem is not None:
+        return Line("fail", what, entry.problem)
+    if entry.state == "named":
+        return Line("ok", what, f"{entry.python}, named by {entry.place}")
+    if entry.state == "outdated":
+        return Line("warn", what, f"outdated: {entry.place}", "quantize env remove --outdated")
+    if entry.state == "missing":
+        size = f"about {entry.gigabytes:g} GB, {entry.minutes:g} minutes"
+        return Line("ok", what, "not made", f"quantize env create {entry.name} ({size})")
+    size = "" if entry.bytes is None else f", {entry.bytes / 1e9:.1f} GB"
+    return Line("ok", what, f"{entry.state}: {entry.place}{size}")
+
+
+def _serving(row: Row) -> Line:
+    """Which engines serve a format here: the table that `quantize plan` holds variants against."""
+    words = {"yes": "{}", "slow": "{} (weights expanded)"}
+    served = [words[row.outcomes[name]].format(name) for name in ENGINES if row.outcomes[name] in words]
+    shown = ", ".join(row.schemes[:5]) + (f" and {len(row.schemes) - 5} more" if len(row.schemes) > 5 else "")
+    what = "not quantized" if row.format == "none" else f"serves {row.format}"
+    return Line("ok", what, f"{shown}{': ' if shown else ''}{', '.join(served) or 'no engine here'}")
 
 
 def _device() -> Line:

@@ -14,6 +14,7 @@ from quantize.record import Record
 
 __all__ = [
     "ITEM_ROWS",
+    "NO_EVALS",
     "TOKEN_ROWS",
     "ArmMeasurements",
     "Comparison",
@@ -22,6 +23,7 @@ __all__ = [
     "Measurement",
     "Progressed",
     "Spending",
+    "of_eval",
 ]
 
 Direction = Literal["higher", "lower"]
@@ -49,8 +51,9 @@ ITEM_ROWS: dict[str, str] = {
 
 #: Columns of `rows.parquet` of a text metric: one row per scored token position, in the order of the text.
 #:
-#: `nll` and `kld` are in nats, `delta_p` is the variant's probability of the token less the baseline's. The last three
-#: are null where no baseline is known.
+#: `nll` and `kld` are in nats, `delta_p` is the variant's probability of the token less the baseline's. They and
+#: `top1_agrees` are null where no baseline is known. Where the engine gives the likeliest tokens only, `kld` is null
+#: and `kld_at_least` bounds it from below; everywhere else that is null.
 TOKEN_ROWS: dict[str, str] = {
     "document": "int32",
     "position": "int32",
@@ -59,6 +62,7 @@ TOKEN_ROWS: dict[str, str] = {
     "kld": "double",
     "top1_agrees": "bool",
     "delta_p": "double",
+    "kld_at_least": "double",
 }
 
 
@@ -153,11 +157,16 @@ class Comparison(Record):
     extra: dict[str, Any]
 
 
+#: What measurements of an artifact itself are called by; no eval may be.
+NO_EVALS = ("weights", "memory")
+
+
 class Evidence(Record):
     """Everything that was measured of one variant beside the baseline.
 
     `noise` compares the baseline with itself, measured again in other batches and another order. `progressed` tells by
-    eval how far the variant came. `notes` are what a reader must know before believing the numbers.
+    eval how far the variant came. `notes` are what a reader must know before believing the numbers. `format` is the
+    artifact's container on disk.
     """
 
     version: Literal[2] = 2
@@ -172,3 +181,9 @@ class Evidence(Record):
     progressed: dict[str, Progressed] = Field(default_factory=dict)
     spending: Spending = Spending()
     notes: list[str] = Field(default_factory=list)
+    format: str = ""
+
+
+def of_eval(metric: str) -> bool:
+    """Whether a quantity was measured on an eval, and not of the artifact itself: its weights, the memory it takes."""
+    return metric.partition(".")[0] not in NO_EVALS

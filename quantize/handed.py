@@ -5,8 +5,8 @@ Token ids are int64, logits float32. "Checkpoint" is a Hugging Face directory wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EvaluateJob",
     "HeadParameters",
+    "Host",
     "Parts",
     "Progress",
     "QuantizeJob",
@@ -25,6 +26,12 @@ __all__ = [
     "Session",
     "StageSpec",
     "Stop",
+    "TargetRule",
+    "Top",
+    "TopSession",
+    "Trade",
+    "VersionState",
+    "WholeSession",
 ]
 
 #: Called with (what is going on, done, total); total None where it is not known.
@@ -38,11 +45,25 @@ Stop = tuple[Literal["pass", "fail", "futile"], str]
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What a stage's process has around it.
+
+    `interpreters` maps environments to their Python, for every one that the stage may call; children write their
+    output into files in the folder `log`; `threads` are the CPU threads that a child may use (None: all cores).
+    """
+
+    interpreters: Mapping[str, Path]
+    log: Path
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizeJob:
     """What a method is given. `tokens` (samples, tokens) is None for methods that need no calibration.
 
     The method calls `witness(model)` once with the quantized model in memory, before it is saved: the witness writes
-    down the next-token distributions that `prove` compares the reloaded checkpoint with.
+    down the next-token distributions that `prove` compares the reloaded checkpoint with. For GGUF, `full` is the model
+    as an unquantized GGUF file and `importance` an importance matrix of the calibration tokens, where one is asked for.
     """
 
     checkpoint: Path
@@ -54,6 +75,9 @@ class QuantizeJob:
     seed: int
     witness: Callable[[Any], None]
     progress: Progress
+    host: Host
+    full: Path | None = None
+    importance: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +97,79 @@ class HeadParameters:
     vocabulary: int
 
 
+@dataclass(frozen=True, slots=True)
+class Top:
+    """What an engine says of a text of n tokens: of the n - 1 that follow another, float64 log-probabilities.
+
+    `true` (n - 1) of the token that comes; `log_probabilities` (n - 1, k) of the likeliest tokens `ids`, best first.
+    """
+
+    true: torch.Tensor
+    ids: torch.Tensor
+    log_probabilities: torch.Tensor
+
+
 class Session(Protocol):
-    """A loaded artifact. Close it to give the memory back."""
+    """A loaded artifact. Close it to give the memory back.
+
+    With `distributions` "full" it is a `WholeSession`, which gives whole distributions; with "top" a `TopSession`,
+    which gives the likeliest tokens only.
+    """
 
     @property
     def device(self) -> str:
         """Device class and name, as recorded with the measurements."""
         ...
 
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of computation, as far as it is known: `float32`, `bfloat16`, `float16`."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens a distribution is over."""
+        ...
+
+    @property
+    def distributions(self) -> Literal["full", "top"]: ...
+
     def lm(self) -> Any:
-        """The artifact as a `lm_eval.api.model.LM`."""
+        """The artifact as a `lm_eval.api.model.LM`; its `finite` turns False when an answer came of NaN logits."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` without special tokens."""
+        """Token ids of `text` without special tokens, by the checkpoint's tokenizer."""
         ...
 
-    def logits(self, batch: torch.Tensor) -> torch.Tensor:
-        """Float32 next-token logits (rows, tokens, vocabulary) for ids (rows, tokens)."""
+    def log_probabilities(self, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Float64 log-probabilities (positions, k) of the tokens `kept` (positions, k) after the prompt `ids` (tokens).
+
+        At its last `positions` positions; NaN where the engine does not say, and wherever a logit is not finite.
+        """
         ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids that the engine itself makes of a prompt."""
+        ...
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """The ids that the engine makes of a conversation by its chat template, up to where its answer begins."""
+        ...
+
+    def stops(self, ids: list[int], token: int) -> bool:
+        """Whether the engine ends its answer to `ids` where the model says `token`, which it is made to say."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: `weights` where known, and the `peak` of the process that holds them (resident, or on the GPU)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class WholeSession(Session, Protocol):
+    """A session of an engine that gives whole distributions."""
 
     def hidden(self, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the output head is given, after the last norm: (tokens, hidden) for ids (tokens) of every window.
@@ -111,7 +189,13 @@ class Session(Protocol):
         """What is needed to apply this head again without the model."""
         ...
 
-    def close(self) -> None: ...
+
+class TopSession(Session, Protocol):
+    """A session of an engine that gives the likeliest tokens only."""
+
+    def top(self, windows: Sequence[torch.Tensor], k: int) -> list[Top]:
+        """The `k` likeliest tokens at every position of every window of ids (tokens)."""
+        ...
 
 
 class Parts(Protocol):
@@ -154,7 +238,8 @@ class EvaluateJob:
 class StageSpec:
     """One stage as an executor gets it. `inputs` maps input names to committed artifact directories.
 
-    `libraries` are the distributions whose versions are written into the manifest.
+    `libraries` are the distributions whose versions are written into the manifest. `interpreters` maps the environments
+    that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own).
     """
 
     kind: str
@@ -166,3 +251,41 @@ class StageSpec:
     input_keys: dict[str, str]
     libraries: tuple[str, ...]
     device: str
+    interpreters: dict[str, Path] = field(default_factory=dict)
+    environment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """A model version as the registry holds it: `tags` without the `quantize.` prefix, `aliases` pointing at it."""
+
+    version: str
+    variant: str
+    state: str
+    artifact_digest: str
+    run_id: str | None
+    created: str
+    tags: dict[str, str]
+    aliases: tuple[str, ...]
+
+
+class TargetRule(Protocol):
+    """Which variants an alias that consumers load may draw from, and which of them it prefers."""
+
+    @property
+    def from_(self) -> list[str]: ...
+
+    @property
+    def prefer(self) -> str:
+        """`bytes`: the fewest; `quality`: the least loss in the first blocking test on a whole eval."""
+        ...
+
+
+class Trade(Protocol):
+    """A candidate that is smaller by the share `smaller_by` may be worse than the champion by up to `margin`."""
+
+    @property
+    def smaller_by(self) -> float: ...
+
+    @property
+    def margin(self) -> float: ...

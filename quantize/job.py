@@ -12,18 +12,21 @@ from pydantic import ValidationError
 from quantize.artifact import ModelFacts
 from quantize.attempts import Ledger
 from quantize.device import Device, choose
+from quantize.environments import create, locate
 from quantize.errors import RecipeError, RegistryError, UsageError
 from quantize.executors import Local
-from quantize.plan import Plan, chosen_variants, make_plan
+from quantize.plan import Plan
+from quantize.planner import chosen_variants, make_plan, needed_environments
 from quantize.preflight import Estimate, Preflight, attempts_of, check, estimates
 from quantize.protocols import Registry, VersionState
 from quantize.recipe import LoadedRecipe, load
 from quantize.record import digest
 from quantize.registries import Mlflow
 from quantize.release import release_run
-from quantize.run import RUN, Runner, RunRecord, Watcher, exit_code
+from quantize.run import RUN, Runner, RunRecord, exit_code
 from quantize.sources import config_facts, read_config
 from quantize.store import Store
+from quantize.watcher import Watcher
 
 __all__ = ["Preview", "execute", "named_registry", "open_registry", "preview"]
 
@@ -67,15 +70,21 @@ def execute(
     watcher: Watcher,
     *,
     release: bool,
+    create_environments: bool = False,
     report: Callable[[RunRecord], str],
 ) -> tuple[RunRecord, int]:
     """Run a recipe to its decisions. Returns the record, as written to the run's folder, and the exit code.
 
-    `report` makes the Markdown that is kept beside the record.
+    `create_environments` makes those that are missing first; `report` makes the Markdown that is kept beside the
+    record.
     """
     loaded = load(path, overrides)
     recipe = loaded.recipe
     device = choose(recipe.resources.device)
+    if create_environments:
+        for name in needed_environments(recipe, chosen_variants(recipe, only), device.kind):
+            if locate(name, recipe.environments).python is None:
+                create(name, watcher.note)
     plan = make_plan(loaded, device, only)
     store = Store(store_path)
     registry = open_registry(recipe.registry, store.root)

@@ -64,7 +64,8 @@ def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
     """Gather all arms' measurements and compare their rows.
 
     `inputs` holds `model`, `quantized`, `proof` and, per eval, `baseline.<eval>`, `variant.<eval>` and, where the noise
-    floor is measured, `noise.<eval>`; `tokens` where the variant was calibrated. Evals that are missing were not run.
+    floor is measured, `noise.<eval>`; `tokens` where the variant was calibrated; `proof.baseline` where the baseline
+    was proven in the variant's engine too. Evals that are missing were not run.
     """
     model = Manifest.model_validate_json((inputs["model"] / MANIFEST).read_text(encoding="utf-8"))
     quantized = Manifest.model_validate_json((inputs["quantized"] / MANIFEST).read_text(encoding="utf-8"))
@@ -78,14 +79,15 @@ def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
         variant=rules.variant,
         artifact_digest=quantized.checkpoint_digest(),
         baseline_digest=model.checkpoint_digest(),
-        measurements=_size(quantized, model) + read.measured["variant"],
-        baseline_measurements=_size(model, model) + read.measured["baseline"],
+        measurements=_size(quantized, model) + _memory(inputs["proof"]) + read.measured["variant"],
+        baseline_measurements=_size(model, model) + _memory(inputs.get("proof.baseline")) + read.measured["baseline"],
         comparisons=[_bytes(model, quantized), *read.comparisons],
         hard_stops=read.hard_stops,
         noise=read.noise,
         progressed=read.progressed,
         spending=rules.spending,
         notes=read.notes,
+        format=str(quantized.summary.get("format", "")),
     )
     return Collected(evidence, read.pairs, proof, tuple(read.unusable), read.rows)
 
@@ -253,12 +255,29 @@ def _parameters(model: Manifest) -> int | None:
 
 def _size(manifest: Manifest, model: Manifest) -> list[Measurement]:
     held = manifest.weight_bytes()
-    sizes = [Measurement(name="weights.bytes", value=held, unit="bytes", n=1, direction="lower")]
+    sizes = [_held("weights.bytes", held)]
     parameters = _parameters(model)
     if parameters:
+        # All bytes over all of the model's parameters, embeddings and head too: what a user downloads for each.
         bits = 8 * held / parameters
         sizes.append(Measurement(name="weights.bits_per_weight", value=bits, unit="bits", n=1, direction="lower"))
     return sizes
+
+
+def _memory(proof: Path | None) -> list[Measurement]:
+    """What the artifact took in its engine while it was proven: `memory.peak` of the process that held the weights.
+
+    Beside it `memory.weights`, where the engine knows. It stands in the receipt, because it is no part of the proof.
+    """
+    if proof is None:
+        return []
+    receipt = Manifest.model_validate_json((proof / MANIFEST).read_text(encoding="utf-8"))
+    taken: dict[str, int] = receipt.summary.get("memory") or {}
+    return [_held(f"memory.{name}", taken[name]) for name in ("peak", "weights") if name in taken]
+
+
+def _held(name: str, held: int) -> Measurement:
+    return Measurement(name=name, value=held, unit="bytes", n=1, direction="lower")
 
 
 def _bytes(model: Manifest, quantized: Manifest) -> Comparison:

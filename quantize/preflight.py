@@ -5,7 +5,9 @@ float32, else 2), T calibration tokens and a rate R of floating-point operations
 
     memory of quantize, evaluate, prove    P * p * 1.3 + 1.5 GB   weights, activations, the interpreter with torch
     disk of a variant                      Linear weights at the scheme's bits + the rest as it is
+    disk of an unquantized GGUF file       P * bytes of its dtype
     time of calibrated methods             passes * 2 * P * T / R with 3 passes (gptq: + its column loop, 4 * P * h / R)
+    time of an importance matrix           2 * P * T / R
     time of an evaluation                  2 * P * tokens / R
 
 R is a round figure for the device class, so the times say "minutes" or "hours" and no more; where the store holds a
@@ -27,8 +29,10 @@ from quantize.device import Device
 from quantize.evidence import Spending
 from quantize.gates import GateConfig, NonInferiority
 from quantize.leakage import overlaps, seen_hashes
+from quantize.methods import Gguf
 from quantize.plan import Plan, Stage
 from quantize.protocols import Metric
+from quantize.readiness import readiness
 from quantize.recipe import Recipe, Variant
 from quantize.scheme import Scheme
 from quantize.store import Store
@@ -38,6 +42,8 @@ __all__ = ["Estimate", "Preflight", "attempts_of", "check", "estimates"]
 _CPU_RATE, _GPU_RATE = 6e10, 1e14
 _BASE_MEMORY = 1.5e9
 _TOKENS_PER_ITEM = 45
+#: Kinds of stages that hold the whole model in memory.
+_LOADS = ("calibrate", "convert", "imatrix", "quantize", "prove", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,12 @@ def check(
     notes: list[str] = [f"not known before fetching: {what}" for what in facts.unknown]
     for variant in variants:
         found = variant.method.problems(variant.resolved_scheme(), facts)
+        told = variant.method.notes(variant.resolved_scheme(), facts) if isinstance(variant.method, Gguf) else []
+        notes += [f"variants.{variant.name}: {note}" for note in told]
         problems += [f"variants.{variant.name}: {problem}" for problem in found]
+    lacking, remarks = readiness(recipe, device, variants)
+    problems += lacking
+    notes += remarks
     for gate in recipe.gates:
         absent = _no_slice(recipe, gate)
         problems += absent
@@ -83,7 +94,9 @@ def check(
             notes += [] if few else _power(recipe, gate)
     problems += [] if problems else _tried_out(recipe, variants, attempts or {})
     problems += _overlap(recipe, variants)
-    problems += _store_problems(store, sum(_disk(variant, facts) or 0 for variant in variants))
+    problems += _store_problems(
+        store, sum(_disk(variant, facts) or 0 for variant in variants) + _whole(variants, facts)
+    )
     memory = _memory(facts, device)
     if memory is not None and device.memory is not None and memory > device.memory:
         notes.append(
@@ -100,10 +113,12 @@ def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
         cached = store.find(stage.kind, stage.key) is not None
         measured = seen.get((stage.kind, stage.name))
         seconds = measured if measured is not None else _seconds(stage, plan, facts)
-        memory = _memory(facts, plan.device) if stage.kind in ("calibrate", "quantize", "prove", "evaluate") else None
+        memory = _memory(facts, plan.device) if stage.kind in _LOADS else None
         disk = None
         if stage.kind == "quantize":
             disk = _disk(next(way.variant for way in plan.variants if way.quantize is stage), facts)
+        elif stage.kind == "convert":
+            disk = _unquantized(facts)
         found.append(Estimate(stage, cached, memory, disk, seconds, measured is not None))
     return found
 
@@ -261,6 +276,15 @@ def _disk(variant: Variant, facts: ModelFacts) -> float | None:
     return quantized + (facts.parameters - total) * width
 
 
+def _unquantized(facts: ModelFacts) -> float | None:
+    return None if facts.parameters is None else float(facts.parameters * (4 if facts.dtype == "float32" else 2))
+
+
+def _whole(variants: tuple[Variant, ...], facts: ModelFacts) -> float:
+    """Bytes of the unquantized GGUF file that GGUF variants are made from."""
+    return (_unquantized(facts) or 0) if any(variant.method.format == "gguf" for variant in variants) else 0
+
+
 def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
     if facts.parameters is None:
         return None
@@ -270,8 +294,10 @@ def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
     tokens = calibration.samples * calibration.tokens_per_sample if calibration is not None else 0
     if stage.kind == "quantize" and "tokens" in stage.inputs:
         return 3 * forward * tokens / rate + 4.0 * facts.parameters * (facts.hidden_size or 4096) / rate + 10
+    if stage.kind == "imatrix":
+        return forward * tokens / rate + 10
     if stage.kind == "evaluate":
         metric: Metric = next(m for m in plan.recipe.evals if m.name == stage.config["metric"]["name"])
         items = sum(metric.cluster_sizes())
         return forward * items * _TOKENS_PER_ITEM / rate + 10 if items else None
-    return 10.0 if stage.kind in ("quantize", "prove") else None
+    return 10.0 if stage.kind in ("convert", "quantize", "prove") else None

@@ -19,7 +19,6 @@ Token ids are int64, logits float32. "Checkpoint" is a Hugging Face directory wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -28,6 +27,7 @@ from quantize.evidence import ArmMeasurements, Comparison, Evidence, Spending
 from quantize.handed import (
     EvaluateJob,
     HeadParameters,
+    Host,
     Parts,
     Progress,
     QuantizeJob,
@@ -35,6 +35,12 @@ from quantize.handed import (
     Session,
     StageSpec,
     Stop,
+    TargetRule,
+    Top,
+    TopSession,
+    Trade,
+    VersionState,
+    WholeSession,
 )
 from quantize.scheme import Scheme
 from quantize.verdict import Decision, Finding
@@ -52,6 +58,7 @@ __all__ = [
     "Executor",
     "Gate",
     "HeadParameters",
+    "Host",
     "Method",
     "Metric",
     "Parts",
@@ -64,8 +71,11 @@ __all__ = [
     "StageSpec",
     "Stop",
     "TargetRule",
+    "Top",
+    "TopSession",
     "Trade",
     "VersionState",
+    "WholeSession",
 ]
 
 #: The list of a version's files with their sha256, logged beside them.
@@ -123,7 +133,17 @@ class Method(Protocol):
 
     @property
     def format(self) -> str:
-        """The container on disk: `compressed-tensors`, ..."""
+        """The container on disk: `compressed-tensors`, `bitsandbytes`, `gptq`, `awq`, `gguf`."""
+        ...
+
+    @property
+    def environment(self) -> str | None:
+        """The environment whose interpreter runs the stage; None: the program's own."""
+        ...
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Environments whose interpreters it calls."""
         ...
 
     @property
@@ -138,6 +158,10 @@ class Method(Protocol):
 
     def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
         """What makes scheme and model impossible for this method, each with what would do; empty when nothing does."""
+        ...
+
+    def refusal(self, device: str) -> str | None:
+        """Why it cannot run on `cpu` or `cuda` at all, with what would do; None where it can."""
         ...
 
     def quantize(self, job: QuantizeJob) -> None:
@@ -156,7 +180,21 @@ class Engine(Protocol):
         """Distributions whose version may change a logit."""
         ...
 
-    def open(self, checkpoint: Path, device: str) -> Session:
+    @property
+    def form(self) -> Literal["checkpoint", "gguf"]:
+        """What it loads."""
+        ...
+
+    @property
+    def hosted(self) -> bool:
+        """True where the stage itself runs in the engine's environment; False where it calls a process there."""
+        ...
+
+    def environment(self, device: str) -> str | None:
+        """The environment that it needs on `cpu` or `cuda`; None: the program's own."""
+        ...
+
+    def open(self, checkpoint: Path, device: str, host: Host) -> Session:
         """Load `checkpoint` on `device` (`cpu`, `cuda`, `cuda:1`). Raises QuantizeError when it does not load."""
         ...
 
@@ -261,42 +299,6 @@ class Executor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class VersionState:
-    """A model version as the registry holds it: `tags` without the `quantize.` prefix, `aliases` pointing at it."""
-
-    version: str
-    variant: str
-    state: str
-    artifact_digest: str
-    run_id: str | None
-    created: str
-    tags: dict[str, str]
-    aliases: tuple[str, ...]
-
-
-class TargetRule(Protocol):
-    """Which variants an alias that consumers load may draw from, and which of them it prefers."""
-
-    @property
-    def from_(self) -> list[str]: ...
-
-    @property
-    def prefer(self) -> str:
-        """`bytes`: the fewest; `quality`: the least loss in the first blocking test on a whole eval."""
-        ...
-
-
-class Trade(Protocol):
-    """A candidate that is smaller by the share `smaller_by` may be worse than the champion by up to `margin`."""
-
-    @property
-    def smaller_by(self) -> float: ...
-
-    @property
-    def margin(self) -> float: ...
-
-
 class Registry(Protocol):
     """Versions, aliases and the record of runs: primitives only; `release.py` decides what to do with them."""
 
@@ -355,9 +357,9 @@ class Registry(Protocol):
         ...
 
     def fetch(self, run_id: str, path: str, out: Path) -> Path:
-        """Fetch one logged file of a run into the folder `out`; returns where it lies.
+        """Fetch one logged file of a run, or a folder of them, into the folder `out`; returns where it lies.
 
-        Raises DataError where the run holds no such file, RegistryError where nobody answers.
+        Raises DataError where the run holds no such thing, RegistryError where nobody answers.
         """
         ...
 

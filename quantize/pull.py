@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from quantize.artifact import FileEntry, files_digest
 from quantize.errors import RegistryError, UsageError
+from quantize.handover import fetch_serving
 from quantize.promotion import alias_map
 from quantize.protocols import MANIFEST_FILE, Registry, VersionState
 from quantize.record import file_sha256
@@ -23,6 +24,8 @@ __all__ = ["pull"]
 
 def pull(registry: Registry, alias_or_version: str, out: Path) -> VersionState:
     """Fetch the files behind an alias or a version number into `out`, each verified, and their list beside them.
+
+    With them come, in `serving/`, the files that say how to serve it.
 
     `out` is new or empty, and appears only when all of it is there and right. Raises RegistryError for what is not as
     it was judged, UsageError for an `out` that holds something.
@@ -49,6 +52,7 @@ def pull(registry: Registry, alias_or_version: str, out: Path) -> VersionState:
         fetched = scratch / "files"
         registry.download(version.version, fetched)
         _verify(fetched, version, registry)
+        fetch_serving(registry, version, fetched)
         with writing(out):
             fetched.rename(out)
     finally:

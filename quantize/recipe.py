@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from quantize.calibrators import CalibratorConfig
 from quantize.consistency import inconsistencies
-from quantize.engines import EngineConfig, Transformers
+from quantize.engines import ENGINES_BY_FORMAT, EngineConfig, Transformers
 from quantize.errors import RecipeError
 from quantize.evidence import Spending
 from quantize.gates import GateConfig
@@ -35,6 +35,8 @@ __all__ = ["EarlyStopping", "LoadedRecipe", "Recipe", "Resources", "Variant", "j
 
 SCHEMA_URL = "recipe.schema.json"
 _PATH_KEYS = frozenset({"path", "include_path"})
+#: The key of a mapping whose values are all paths.
+_ENVIRONMENTS = "environments"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 
 
@@ -66,15 +68,27 @@ class Variant(Record):
     name: VariantName
     scheme: Annotated[str, AfterValidator(_is_preset)]
     method: MethodConfig
+    engine: Annotated[
+        EngineConfig | None, Field(description="What serves it; unset: what its format needs, else the recipe's.")
+    ] = None
     group_size: Annotated[int | None, Field(gt=0, description="Overrides the preset's group size.")] = None
     ignore: Annotated[tuple[str, ...], Field(description="Modules left alone, by name or `re:` pattern.")] = (
         "lm_head",
     )
+    force: Annotated[
+        bool, Field(description="Run it although `plan` knows that it will not load here; it ends in its proof.")
+    ] = False
 
     def resolved_scheme(self) -> Scheme:
         """The preset with this variant's group size."""
         scheme = preset(self.scheme)
         return scheme if self.group_size is None else replace(scheme, group_size=self.group_size)
+
+    @model_validator(mode="after")
+    def _gguf_names_tensors(self) -> Variant:
+        if self.method.kind == "gguf" and "ignore" in self.model_fields_set and self.ignore != ("lm_head",):
+            raise ValueError("ignore has no meaning for GGUF: name the types of tensors with method.tensor_types")
+        return self
 
     @model_validator(mode="after")
     def _group_size_needs_groups(self) -> Variant:
@@ -119,11 +133,18 @@ class Recipe(Record):
     registry: RegistryConfig
     calibration: CalibratorConfig | None = None
     engine: EngineConfig = Transformers()
+    environments: dict[str, str] = Field(
+        default_factory=dict, description="Interpreters to use instead of environments that quantize makes."
+    )
     resources: Resources = Resources()
     early_stopping: EarlyStopping = EarlyStopping()
     noise_floor: bool = True
     confirmation: Annotated[str | None, Field(description="An eval that only passing variants are shown.")] = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def engine_of(self, variant: Variant) -> EngineConfig:
+        """What serves a variant: its own engine, else the one that its format needs, else the recipe's."""
+        return variant.engine or ENGINES_BY_FORMAT.get(variant.method.format, self.engine)
 
     def ordered_evals(self) -> list[MetricConfig]:
         """Texts, which have no early end, first; the confirmation last."""
@@ -256,6 +277,9 @@ def _resolve_paths(node: Any, base: Path) -> None:
         for key, value in node.items():
             if key in _PATH_KEYS and isinstance(value, str):
                 node[key] = str(base / Path(value).expanduser())
+            elif key == _ENVIRONMENTS and isinstance(value, dict):
+                for name, place in value.items():
+                    value[name] = str(base / Path(place).expanduser()) if isinstance(place, str) else place
             else:
                 _resolve_paths(value, base)
     elif isinstance(node, list):

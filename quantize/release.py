@@ -27,6 +27,7 @@ from quantize import __version__, faults
 from quantize.artifact import Manifest
 from quantize.challenge import Challenge
 from quantize.errors import RegistryError
+from quantize.handover import SERVING, hand_over, serving_tags
 from quantize.plan import Stage
 from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, point_targets
 from quantize.protocols import Registry, VersionState
@@ -114,7 +115,12 @@ class _Release:
             params = variant_params(self.runner, variant.name)
             self.registry.log(run, params, variant_metrics(variant.evidence), files)
             version = self._publish(variant, run)
-            self.decided.append((version, self._decide(variant, version, run)))
+            decision = self._decide(variant, version, run)
+            if decision.action == "promote":
+                serving = hand_over(self.runner, self.record, variant.name, self.registry.name)
+                self.registry.log(run, {}, {}, {SERVING: serving})
+                self.registry.tag(version.version, serving_tags(serving))
+            self.decided.append((version, decision))
         promoted = {decision.variant for _, decision in self.decided if decision.action == "promote"}
         ask = Challenge(self.registry, self.runner, self.record, self.versions)
         point_targets(self.registry, self.registry.targets, promoted, ask.may_serve)
@@ -221,7 +227,7 @@ class _Release:
         stale = ask.stale(variant)
         tags = {"verdict_digest": verdict.digest(), "outcome": verdict.outcome, "lower": _lower(verdict)}
         tags |= {"ratio": _ratio(verdict), "difference": _difference(verdict), **ask.attempt_tags(variant)}
-        tags |= {"measured_on": ask.measured_on()}
+        tags |= {"measured_on": ask.measured_on(variant.engine)}
         tags |= {"recipe_digest": verdict.recipe_digest, "run": self.record.run, "evidence_run": run}
         tags |= {"against": champion or ""}
         if version.state == "rolled_back":

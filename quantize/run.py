@@ -19,15 +19,16 @@ from quantize.attempts import Ledger, basis, note
 from quantize.errors import QuantizeError, StageFailed, StoreError
 from quantize.evidence import Evidence
 from quantize.gates import Limit
-from quantize.plan import Measured, Plan, Stage, VariantPlan
-from quantize.protocols import Executor, Progress, StageSpec
+from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
+from quantize.protocols import Executor, StageSpec
 from quantize.recipe import LoadedRecipe
 from quantize.record import Record, digest
 from quantize.seal import seal, withdraw
 from quantize.store import Store, read_manifest, verify_directory, writing
 from quantize.verdict import Decision, Finding, Outcome, Verdict
+from quantize.watcher import Watcher
 
-__all__ = ["RESOLVED", "RUN", "RunRecord", "Runner", "VariantRecord", "Watcher", "exit_code", "read_record"]
+__all__ = ["RESOLVED", "RUN", "RunRecord", "Runner", "VariantRecord", "exit_code", "read_record"]
 
 #: The kind of the lease that a run holds from its first stage to its last decision.
 RUN = "run"
@@ -40,13 +41,18 @@ RESOLVED = "recipe.resolved.json"
 
 
 class VariantRecord(Record):
-    """What a run knows of one variant. `decision` is None where nothing was decided anew or releases were off."""
+    """What a run knows of one variant. `decision` is None where nothing was decided anew or releases were off.
+
+    `engine` served it; `baseline` is the suffix of the labels of the baseline's stages in that engine.
+    """
 
     name: str
     verdict: Verdict
     evidence: Evidence | None
     decision: Decision | None
     stages: dict[str, str]
+    engine: str = "transformers"
+    baseline: str = ""
 
 
 class RunRecord(Record):
@@ -66,44 +72,17 @@ class RunRecord(Record):
     ran: list[str]
     reused: list[str]
 
+    def stages_of_baseline(self, suffix: str) -> dict[str, str]:
+        """The baseline's stages in one engine, by the labels that the first engine's have."""
+        named = [(label.partition("@"), key) for label, key in self.baseline_stages.items()]
+        return {label: key for (label, at, engine), key in named if at + engine == suffix}
+
     def keys(self) -> set[str]:
         """The keys of every stage that the run reached."""
         found = set(self.baseline_stages.values())
         for variant in self.variants:
             found |= set(variant.stages.values())
         return found
-
-
-class Watcher:
-    """Told what happens. `display.py` has the ones that draw; this one is silent."""
-
-    def plan(self, plan: Plan) -> None:
-        """The stages to come."""
-
-    def reused(self, stage: Stage) -> None:
-        """The stage was committed before."""
-
-    def started(self, stage: Stage) -> None:
-        """The stage's process starts."""
-
-    def waiting(self, stage: Stage, owner: str) -> None:
-        """Another process has the stage's lease."""
-
-    def progress(self, stage: Stage) -> Progress:
-        """Where the stage's own progress goes."""
-        return lambda _what, _done, _total: None
-
-    def finished(self, stage: Stage, manifest: Manifest) -> None:
-        """The stage is committed."""
-
-    def failed(self, stage: Stage, error: StageFailed) -> None:
-        """The stage failed; its variant is out."""
-
-    def note(self, sentence: str) -> None:
-        """Anything else that a user wants to know while waiting."""
-
-    def close(self) -> None:
-        """The run is over, well or badly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +124,11 @@ class Runner:
         self._stage(self.plan.fetch)
         if self.plan.calibrate is not None:
             self._stage(self.plan.calibrate)
-        for stage in (*self.plan.baseline.values(), *self.plan.noise.values()):
-            stops = self._stage(stage).summary["hard_stops"]
-            if stops:
-                # No variant can be compared with it, and none is to blame.
-                raise StageFailed(f"the baseline's answers are worthless: {stops[0]}", where=f"stage {stage.label}")
-        records = [self._variant(way) for way in self.plan.variants]
+        failed = [(baseline.suffix, error) for baseline in self.plan.baselines if (error := self._baseline(baseline))]
+        if len(failed) == len(self.plan.baselines):
+            # No variant can be compared with anything, and none is to blame.
+            raise failed[0][1]
+        records = [self._variant(way, dict(failed).get(way.baseline.suffix)) for way in self.plan.variants]
         record = RunRecord(
             run=self.name,
             recipe=self.plan.recipe.name,
@@ -163,8 +141,7 @@ class Runner:
             baseline_stages={
                 "fetch": self.plan.fetch.key,
                 **({"calibrate": self.plan.calibrate.key} if self.plan.calibrate is not None else {}),
-                **{f"evaluate.{name}": stage.key for name, stage in self.plan.baseline.items()},
-                **{f"noise.{name}": stage.key for name, stage in self.plan.noise.items()},
+                **{label: key for baseline in self.plan.baselines for label, key in baseline.labels().items()},
             },
             variants=records,
             ran=self.ran,
@@ -193,9 +170,30 @@ class Runner:
         if problems:
             raise StoreError(problems[0], fix=f"Remove {directory} and run again: the stage is made anew.")
 
-    def _variant(self, way: VariantPlan) -> VariantRecord:
-        keys: dict[str, str] = {}
+    def _baseline(self, baseline: Baseline) -> StageFailed | None:
+        """Measure the baseline in one engine; returns why it cannot be."""
         try:
+            for stage in baseline.stages():
+                summary = self._stage(stage).summary
+                if stage is baseline.prove and summary["outcome"] != "pass":
+                    raise StageFailed(" ".join(summary["sentences"]), where=f"stage {stage.label}")
+                if summary.get("hard_stops"):
+                    stop = summary["hard_stops"][0]
+                    raise StageFailed(f"the baseline's answers are worthless: {stop}", where=f"stage {stage.label}")
+        except StageFailed as error:
+            return error
+        return None
+
+    def _variant(self, way: VariantPlan, without: StageFailed | None) -> VariantRecord:
+        """Make, prove and measure a variant; `without` is why there is no baseline in its engine."""
+        keys: dict[str, str] = {}
+        engine, suffix = way.baseline.engine.kind, way.baseline.suffix
+        try:
+            if without is not None:
+                raise without
+            if way.imatrix is not None:
+                self._stage(way.imatrix)
+                keys["imatrix"] = way.imatrix.key
             made = self._stage(way.quantize)
             keys["quantize"] = way.quantize.key
             proof = self._stage(way.prove)
@@ -209,12 +207,19 @@ class Runner:
             judge = measured.judges[count]
             self._stage(judge)
         except StageFailed as error:
-            return VariantRecord(
-                name=way.variant.name, verdict=self._error(way, error), evidence=None, decision=None, stages=keys
-            )
-        verdict, evidence = self._judged(judge)
-        stages = {**keys, "judge": judge.key}
-        return VariantRecord(name=way.variant.name, verdict=verdict, evidence=evidence, decision=None, stages=stages)
+            verdict, evidence, stages = self._error(way, error), None, keys
+        else:
+            verdict, evidence = self._judged(judge)
+            stages = {**keys, "judge": judge.key}
+        return VariantRecord(
+            name=way.variant.name,
+            verdict=verdict,
+            evidence=evidence,
+            decision=None,
+            stages=stages,
+            engine=engine,
+            baseline=suffix,
+        )
 
     def _measure(self, way: VariantPlan, measured: Measured, attempt: _Attempt, keys: dict[str, str]) -> int:
         """Run one eval after another, as long as the variant may still pass; returns how many were run."""
@@ -314,6 +319,8 @@ class Runner:
             input_keys={label: source.key for label, source in stage.inputs.items()},
             libraries=stage.libraries,
             device=stage.device,
+            interpreters=_interpreters(stage),
+            environment=stage.hosted,
         )
 
     def _error(self, way: VariantPlan, error: QuantizeError) -> Verdict:
@@ -331,6 +338,20 @@ class Runner:
             rows={},
             program=f"quantize {__version__}",
         )
+
+
+def _interpreters(stage: Stage) -> dict[str, Path]:
+    """Where the stage finds its environments. Raises StageFailed for one that is not there."""
+    found = {}
+    for name, environment in stage.environments.items():
+        if environment.python is None:
+            raise StageFailed(
+                f"the environment {name} is not made.",
+                where=f"stage {stage.label}",
+                fix=f"Run: quantize env create {name}",
+            )
+        found[name] = environment.python
+    return found
 
 
 def exit_code(outcomes: list[Outcome]) -> int:

@@ -1,8 +1,8 @@
 """Schemes: which numbers a variant's weights and activations are stored in, and the presets as the field names them.
 
-The names are compressed-tensors' preset names, so that a recipe reads like the library's own documentation. Weight bits
-and group size are kept here as data because `plan` needs them (bits per weight, shape constraints) without importing
-torch.
+The names are those of the libraries that make them (compressed-tensors' presets, bitsandbytes' data types, llama.cpp's
+file types), so that a recipe reads like their own documentation. Weight bits and group size are kept here as data
+because `plan` needs them (bits per weight, shape constraints) without importing torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["PRESETS", "Scheme", "preset"]
+__all__ = ["PRESETS", "Family", "Scheme", "preset"]
 
 Strategy = Literal["tensor", "channel", "group", "block"]
+
+#: Whose numbers they are: what can make them, and what can read them, follows from it.
+Family = Literal["compressed-tensors", "bitsandbytes", "gguf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class Scheme:
     """Numbers and granularity of one quantized Linear.
 
     `weight_bits` and `activation_bits` in bits (activation None: left as they are); `strategy` is the granularity of
-    the weight scales; `group_size` in input channels, only for the strategy `group`.
+    the weight scales; `group_size` in input channels, only for the strategy `group`. `nominal_bits` are stored bits per
+    weight, scales included, where a scheme mixes types or nests scales; a model's own mix may differ by a few percent.
     """
 
     name: str
@@ -31,6 +35,8 @@ class Scheme:
     strategy: Strategy
     group_size: int | None
     activation_bits: int | None
+    family: Family = "compressed-tensors"
+    nominal_bits: float | None = None
 
     @property
     def weight_only(self) -> bool:
@@ -42,11 +48,47 @@ class Scheme:
 
         The zero point of an asymmetric scheme is packed at the weight's width, as compressed-tensors stores it.
         """
+        if self.nominal_bits is not None:
+            return self.nominal_bits
         if self.strategy == "tensor":
             return float(self.weight_bits)
         share = self.group_size or in_features
         zero_point = 0 if self.symmetric else self.weight_bits
         return self.weight_bits + (scale_bits + zero_point) / share
+
+
+#: llama.cpp's file types: bits per weight of the type, or of the usual mix where a name stands for one (`_M`, `_S`).
+_GGUF = {
+    "Q8_0": 8.5,
+    "Q6_K": 6.5625,
+    "Q5_K_M": 5.7,
+    "Q5_K_S": 5.54,
+    "Q4_K_M": 4.85,
+    "Q4_K_S": 4.58,
+    "Q3_K_L": 4.3,
+    "Q3_K_M": 3.9,
+    "Q3_K_S": 3.5,
+    "Q2_K": 3.0,
+    "Q5_1": 6.0,
+    "Q5_0": 5.5,
+    "Q4_1": 5.0,
+    "Q4_0": 4.5,
+    "IQ4_NL": 4.5,
+    "IQ4_XS": 4.25,
+    "IQ3_M": 3.66,
+    "IQ3_S": 3.44,
+    "IQ3_XXS": 3.06,
+    "IQ2_M": 2.7,
+    "IQ2_S": 2.5,
+    "IQ2_XS": 2.31,
+    "IQ2_XXS": 2.06,
+    "IQ1_M": 1.75,
+    "IQ1_S": 1.56,
+}
+
+
+def _gguf(name: str, bits: float) -> Scheme:
+    return Scheme(name, int(bits), "int", name.startswith("I") or name.endswith("_0"), "group", None, 8, "gguf", bits)
 
 
 PRESETS: dict[str, Scheme] = {
@@ -57,6 +99,13 @@ PRESETS: dict[str, Scheme] = {
         Scheme("W8A16", 8, "int", True, "group", 128, None),
         Scheme("W4A16", 4, "int", True, "group", 128, None),
         Scheme("W4A16_ASYM", 4, "int", False, "group", 128, None),
+        Scheme("NF4", 4, "float", True, "group", 64, None, "bitsandbytes", 4.13),
+        Scheme("FP4", 4, "float", True, "group", 64, None, "bitsandbytes", 4.13),
+        Scheme("INT8", 8, "int", True, "channel", None, 8, "bitsandbytes"),
+        Scheme("F32", 32, "float", True, "tensor", None, None, "gguf", 32.0),
+        Scheme("F16", 16, "float", True, "tensor", None, None, "gguf", 16.0),
+        Scheme("BF16", 16, "float", True, "tensor", None, None, "gguf", 16.0),
+        *(_gguf(name, bits) for name, bits in _GGUF.items()),
     )
 }
 
@@ -65,6 +114,6 @@ def preset(name: str) -> Scheme:
     """The preset called `name`. Raises ValueError with the nearest name, or all of them."""
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name.upper(), PRESETS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.upper().replace("-", "_"), PRESETS, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else f"The presets are {', '.join(PRESETS)}."
     raise ValueError(f"{name!r} is not a preset. {hint}")

@@ -25,6 +25,7 @@ from quantize.protocols import (
     Engine,
     EvaluateJob,
     Gate,
+    Host,
     Method,
     Metric,
     Progress,
@@ -44,7 +45,8 @@ Config = dict[str, Any]
 class Work:
     """What a stage is given beside its config: its inputs, an empty `out`, a device, and a way to keep parts.
 
-    `parts(base, name)` holds the lease on the parts of `base` for the time of a `with`.
+    `parts(base, name)` holds the lease on the parts of `base` for the time of a `with`; `host` has the interpreters of
+    other environments.
     """
 
     inputs: dict[str, Path]
@@ -52,7 +54,11 @@ class Work:
     device: str
     progress: Progress
     parts: Callable[[str, str], AbstractContextManager[StoreParts]]
+    host: Host
 
+
+#: Names inside artifacts that two stages, or a stage and a leaf package, agree on.
+SOURCE_GGUF, MODEL_GGUF, IMATRIX = "source.gguf", "model.gguf", "imatrix.gguf"
 
 StageFunction = Callable[[Config, Work], Config]
 
@@ -97,13 +103,46 @@ def calibrate(config: Config, work: Work) -> Config:
     return {"samples": tokens.shape[0], "tokens": tokens.shape[1], "distinct": len(set(rows)), "rows": rows}
 
 
+def convert(config: Config, work: Work) -> Config:
+    """Checkpoint -> `checkpoint/` with the same numbers as one GGUF file, and the baseline's own `witness/`.
+
+    Where the model came as a GGUF file, that file is expanded instead: it keeps what it says of itself.
+    """
+    from quantize.engines import Transformers
+    from quantize.methods import convert_to_gguf
+    from quantize.proof import record
+
+    checkpoint, witness, model = work.out / "checkpoint", work.out / "witness", work.inputs["model"]
+    checkpoint.mkdir()
+    witness.mkdir()
+    source = model / SOURCE_GGUF
+    facts = convert_to_gguf(
+        model / "checkpoint", source if source.is_symlink() else None, checkpoint, work.host, work.progress
+    )
+    work.progress("asking the model itself", 0, None)
+    session = Transformers().open(model / "checkpoint", work.device)
+    record(session.model, tokenizer_dir=model / "checkpoint", out=witness)
+    return {"format": "gguf", **facts}
+
+
+def imatrix(config: Config, work: Work) -> Config:
+    """GGUF + tokens -> `imatrix.gguf`, by llama.cpp's own arithmetic and in its own form."""
+    from safetensors.torch import load_file
+
+    from quantize.methods import collect_imatrix
+
+    tokens = load_file(work.inputs["tokens"] / "tokens.safetensors")["input_ids"]
+    full = work.inputs["full"] / "checkpoint" / MODEL_GGUF
+    return dict(collect_imatrix(full, tokens, work.out / IMATRIX, work.device, work.host, work.progress))
+
+
 def quantize(config: Config, work: Work) -> Config:
     """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered before it was saved."""
     from functools import partial
 
     from safetensors.torch import load_file
 
-    from quantize.methods import MethodConfig
+    from quantize.methods import MethodConfig, gguf_contents
     from quantize.proof import record
     from quantize.scheme import Scheme
 
@@ -123,37 +162,51 @@ def quantize(config: Config, work: Work) -> Config:
         seed=config["seed"],
         witness=partial(record, tokenizer_dir=source, out=witness),
         progress=work.progress,
+        host=work.host,
+        full=work.inputs["full"] / "checkpoint" / MODEL_GGUF if "full" in work.inputs else None,
+        importance=work.inputs["importance"] / IMATRIX if "importance" in work.inputs else None,
     )
     method.quantize(job)
-    return {"format": method.format, "scheme": config["scheme"]["name"], "method": method.kind}
+    held = gguf_contents(checkpoint / MODEL_GGUF) if method.format == "gguf" else {}
+    return {"format": method.format, "scheme": config["scheme"]["name"], "method": method.kind, **held}
 
 
 def prove(config: Config, work: Work) -> Config:
-    """Load the saved checkpoint in this clean process and compare it with what it was in memory -> `proof.json`."""
+    """Load what was saved in its engine and compare it with what it was in memory -> `proof.json`.
+
+    What it cost goes into the summary: equal bytes give equal proofs.
+    """
     from quantize import proof
     from quantize.engines import EngineConfig
-    from quantize.errors import Interrupted, QuantizeError
+    from quantize.errors import EngineLost, Interrupted, QuantizeError
 
     engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
+    made = work.inputs["quantized"]
     started = time.monotonic()
-    loading = 0.0
+    loading, memory = 0.0, {}
     work.progress("loading", 0, None)
     try:
-        session = engine.open(work.inputs["quantized"] / "checkpoint", work.device)
-    except Interrupted:
-        raise  # a stop is no proof of anything
+        session = engine.open(made / "checkpoint", work.device, work.host)
+    except (Interrupted, EngineLost):
+        raise  # neither proves anything
     except QuantizeError as error:
-        result = proof.not_loaded(str(error))
+        result = proof.not_loaded(error, proof.damage(made / "checkpoint"))
     else:
         loading = time.monotonic() - started
-        result = proof.prove(
-            checkpoint=work.inputs["quantized"] / "checkpoint",
-            witness=work.inputs["quantized"] / "witness",
-            baseline=work.inputs["model"] / "checkpoint",
-            session=session,
-        )
+        work.progress("asking", 0, None)
+        try:
+            baseline = work.inputs["model"] / "checkpoint"
+            result = proof.prove(made / "checkpoint", made / "witness", baseline, session, engine.kind)
+            memory = session.memory()
+        finally:
+            session.close()
     (work.out / "proof.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    return {"outcome": result.outcome, "sentences": list(result.sentences), "load_seconds": round(loading, 3)}
+    return {
+        "outcome": result.outcome,
+        "sentences": list(result.sentences),
+        "load_seconds": round(loading, 3),
+        "memory": memory,
+    }
 
 
 def evaluate(config: Config, work: Work) -> Config:
@@ -181,7 +234,7 @@ def evaluate(config: Config, work: Work) -> Config:
         @cache
         def session() -> Session:
             work.progress("loading", 0, None)
-            loaded = engine.open(checkpoint, work.device)
+            loaded = engine.open(checkpoint, work.device, work.host)
             opened.callback(loaded.close)
             return loaded
 
@@ -229,10 +282,12 @@ def judge(config: Config, work: Work) -> Config:
 
 
 STAGES: dict[str, StageKind] = {
-    "fetch": StageKind(1, fetch),
+    "fetch": StageKind(2, fetch),  # refers to the GGUF file that a model came as
     "calibrate": StageKind(2, calibrate),  # keeps what it has read, for the check against eval items
-    "quantize": StageKind(1, quantize),
-    "prove": StageKind(1, prove),
+    "convert": StageKind(1, convert),
+    "imatrix": StageKind(1, imatrix),
+    "quantize": StageKind(2, quantize),  # the witness fingerprints every format
+    "prove": StageKind(2, prove),  # in the serving engine, with its own tokenizer, template and stop
     "evaluate": StageKind(2, evaluate),  # in looks of a seeded order, with parts; more columns in the rows
     "judge": StageKind(2, judge),  # clusters, early stopping, attempts, noise floor, overlap
 }

@@ -30,6 +30,7 @@ from quantize import faults
 from quantize.artifact import Provenance
 from quantize.errors import Interrupted, QuantizeError
 from quantize.parts import StoreParts
+from quantize.protocols import Host
 from quantize.store import FULL_DISK, Store, writing
 
 __all__ = ["main"]
@@ -43,9 +44,24 @@ class Events:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._last = 0.0
+        self._own: tuple[str, float, float] | None = None
 
     def progress(self, what: str, done: float, total: float | None) -> None:
-        """Tell the driver how far the stage is, at most a few times a second."""
+        """Tell the driver how far the stage is."""
+        self._own = (what, done, total) if total is not None else None
+        self._tell(what, done, total)
+
+    def inside(self, what: str, done: float, total: float | None) -> None:
+        """Tell it how far a library is. Where the stage counts itself, that stays the bar and this a remark on it."""
+        if self._own is None:
+            self._tell(what, done, total)
+        else:
+            own, mine, all_ = self._own
+            of = f"/{total:g}" if total is not None else ""
+            self._tell(f"{own}, {what} {done:g}{of}", mine, all_)
+
+    def _tell(self, what: str, done: float, total: float | None) -> None:
+        """Send it, at most a few times a second."""
         now = time.monotonic()
         if now - self._last >= _INTERVAL_SECONDS or (total is not None and done >= total):
             self._last = now
@@ -98,8 +114,13 @@ def run(job: dict[str, Any], events: Events) -> None:
         device=job["device"],
         progress=events.progress,
         parts=parts,
+        host=Host(
+            interpreters={name: Path(path) for name, path in job["interpreters"].items()},
+            log=Path(job["logs"]),
+            threads=job["threads"],
+        ),
     )
-    carry_tqdm(events.progress)
+    carry_tqdm(events.inside)
     with writing(draft):
         faults.point("worker.started")
         summary = STAGES[job["kind"]].run(job["config"], work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from program import TINY, command, tiny_recipe, write_recipe
+
+from quantize.environments import locate
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +39,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     result = command("run", path, "--store", folder / "store", "--json")
     assert result.returncode == 0, result.stderr
     return folder / "store", json.loads(result.stdout), path
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[[str], Path]:
+    """The interpreter of an environment. A test is skipped by name where it is not made, and fails where it must be."""
+
+    def interpreter(name: str) -> Path:
+        python = locate(name).python
+        if python is None:
+            sentence = f"the environment {name} is not made (quantize env create {name})"
+            if os.environ.get("QUANTIZE_ENVIRONMENTS") == "required":
+                pytest.fail(sentence)
+            pytest.skip(sentence)
+        return python
+
+    return interpreter
 
 
 @pytest.fixture

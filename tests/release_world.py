@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,20 +17,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from program import TINY
+
 from quantize.artifact import Provenance
 from quantize.attempts import Ledger, basis, note
 from quantize.device import Device
 from quantize.evidence import ITEM_ROWS, Comparison, Evidence, Measurement
 from quantize.executors import Local
 from quantize.metrics._rows import write_rows
-from quantize.plan import Measured, Plan, Stage, VariantPlan
+from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Row
 from quantize.recipe import LoadedRecipe, Recipe
 from quantize.registries import Mlflow
 from quantize.release import release_run
-from quantize.run import Runner, RunRecord, VariantRecord, Watcher
+from quantize.run import Runner, RunRecord, VariantRecord
 from quantize.store import Store
 from quantize.verdict import Finding, Outcome, Verdict
+from quantize.watcher import Watcher
 
 PROVENANCE = Provenance(
     created="2026-01-01T00:00:00+00:00", host="h", seconds=1.0, peak_memory_bytes=1, python="3", libraries={}
@@ -141,6 +145,7 @@ class World:
                 draft = self.store.draft(kind, key)
                 (draft / "checkpoint" / "extra").mkdir(parents=True)
                 (draft / "checkpoint" / "model.safetensors").write_bytes(weights)
+                shutil.copyfile(TINY / "checkpoint" / "config.json", draft / "checkpoint" / "config.json")
                 (draft / "checkpoint" / "extra" / "tokenizer.json").write_text("{}", encoding="utf-8")
                 (draft / "beside.txt").write_text("not part of the checkpoint", encoding="utf-8")
                 self.store.commit(draft, kind=kind, name=name, key=key, inputs={}, summary={}, provenance=PROVENANCE)
@@ -169,13 +174,14 @@ class World:
         )
         fetch = self.commit("fetch", "", self.baseline)
         dataset = hashlib.sha256(f"{self.eval_set} {self.extra}".encode()).hexdigest()
+        ground = Baseline(recipe.engine, "", None, None, {}, {})
         ways, records = [], []
         for result, variant in zip(results, recipe.variants, strict=True):
             stage = self.commit("quantize", result.variant, result.weights)
             other = Stage("prove", result.variant, "0" * 64, 1, {}, {}, (), "cpu")
-            ways.append(VariantPlan(variant, stage, other, lambda _attempt: Measured({}, ())))
+            ways.append(VariantPlan(variant, ground, None, stage, other, lambda _attempt: Measured({}, ())))
             records.append(self._record(result, fetch, stage, dataset))
-        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, {}, {}, tuple(ways), {evals[-1]: dataset})
+        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, (ground,), tuple(ways), {evals[-1]: dataset})
         loaded = LoadedRecipe(recipe, Path("recipe.yaml"), "name: tiny\n", "d" * 64, ())
         runner = Runner(loaded, plan, self.store, Local(), Watcher())
         everything = self._rows(answers(self.eval_set, extra=self.extra))

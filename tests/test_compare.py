@@ -6,6 +6,7 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,15 @@ def test_two_that_share_no_eval_are_told_what_each_has(arm):
 # The whole program, on a finished run and its registry.
 
 
+def test_arms_of_two_engines_are_compared_and_it_is_said(complete):
+    first, second = complete
+    (contrast,) = compare_arms(replace(first, engine="transformers"), replace(second, engine="llamacpp"))
+    assert "int8 was measured in transformers, int4 in llamacpp" in contrast.note
+    for engine in ("", "transformers"):  # unknown, or the same
+        (contrast,) = compare_arms(replace(first, engine="transformers"), replace(second, engine=engine))
+        assert contrast.note == ""
+
+
 @pytest.fixture(scope="module")
 def document(finished):
     """`quantize compare` as a document: of these arguments, on the finished store."""
@@ -222,6 +232,29 @@ def test_the_baseline_and_a_variant_flip_as_the_run_says(finished, document):
         assert told["facts"]["comparisons"][0]["difference"] == accuracy["difference"]
         (ratio,) = told["prose"]["comparisons"]
         assert ratio["difference"] == pytest.approx(kept["prose.perplexity"]["difference"])
+
+
+def test_the_baseline_beside_a_variant_is_the_one_in_the_variants_engine(places, finished):
+    """A variant's rows stand in for a baseline's in another engine: which are taken is what counts."""
+
+    def edit(record: RunRecord) -> RunRecord:
+        keys = record.variants[0].stages
+        elsewhere = record.variants[1].model_copy(update={"engine": "llamacpp", "baseline": "@llamacpp"})
+        stages = {**record.baseline_stages, "evaluate.facts@llamacpp": keys["evaluate.facts"]}
+        return record.model_copy(
+            update={"variants": [record.variants[0], elsewhere], "baseline_stages": stages},
+        )
+
+    def pair(name: str) -> tuple[Arm, Arm]:
+        ((one, other),) = pairs_of("latest:baseline", f"latest:{name}", places(edit=edit))
+        assert one.engine == other.engine
+        assert "measured in" not in compare_arms(one, other, "facts")[0].note
+        return one, other
+
+    run = read_record(finished[0] / "runs" / finished[1]["run"])
+    store = Store(finished[0])
+    assert pair("int8")[0].folder("facts") == store.path("evaluate", run.baseline_stages["evaluate.facts"])
+    assert pair("int4-gptq")[0].folder("facts") == store.path("evaluate", run.variants[0].stages["evaluate.facts"])
 
 
 def test_a_version_in_the_registry_is_the_variant_of_its_run(finished, document):

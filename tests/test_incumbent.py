@@ -15,8 +15,9 @@ from quantize.incumbent import Contest, rows_of_version
 from quantize.metrics import Items
 from quantize.protocols import Row, VersionState
 from quantize.release import release_run
-from quantize.run import RunRecord, Watcher
+from quantize.run import RunRecord
 from quantize.verdict import Decision, Finding
+from quantize.watcher import Watcher
 
 pytest_plugins = ["release_fixtures"]
 

@@ -173,8 +173,10 @@ def test_pull_brings_exactly_the_judged_files_and_their_list(world, tmp_path):
     world.release(FIRST)
     version = pull(world.registry, "production", tmp_path / "deep" / "model")
     out = tmp_path / "deep" / "model"
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert found == {"model.safetensors", "extra/tokenizer.json", MANIFEST_FILE}
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    found = {name for name in files if not name.startswith("serving/")}
+    assert found == {"config.json", "model.safetensors", "extra/tokenizer.json", MANIFEST_FILE}
+    assert {"serving/README.md", "serving/vllm.sh"} <= files
     assert (out / "model.safetensors").read_bytes() == FIRST.weights
     entries = [
         FileEntry(path=name, size=(out / name).stat().st_size, sha256=file_sha256(out / name))

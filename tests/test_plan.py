@@ -17,7 +17,8 @@ from program import TINY, command, tiny_recipe, write_recipe
 
 from quantize.device import Device, choose
 from quantize.errors import MissingDependency, UsageError
-from quantize.plan import Plan, make_plan
+from quantize.plan import Plan
+from quantize.planner import make_plan
 from quantize.recipe import load
 
 sys.path.insert(0, str(Path(__file__).parent / "sources"))
@@ -155,7 +156,7 @@ def test_variants_that_compete_for_a_target_share_its_error_rate_and_others_do_n
 
 def test_the_noise_floor_is_the_baseline_in_other_batches_and_another_order(planned):
     plan = planned()
-    noise, baseline = plan.noise["facts"], plan.baseline["facts"]
+    noise, baseline = plan.baselines[0].noise["facts"], plan.baselines[0].evaluate["facts"]
     assert noise.label == "evaluate noise-floor facts"
     assert noise.config["seed"] != baseline.config["seed"]
     assert noise.config["engine"] != baseline.config["engine"]
@@ -163,7 +164,7 @@ def test_the_noise_floor_is_the_baseline_in_other_batches_and_another_order(plan
     assert noise.inputs["reference"] is baseline
     assert not noise.config["gates"], "the baseline is never stopped"
     quiet = planned(noise_floor=False)
-    assert not quiet.noise
+    assert not quiet.baselines[0].noise
     assert all("noise-floor" not in label for label in keys(quiet))
     for way in plan.variants:
         assert way.measured(1).judges[-1].inputs["noise.facts"] is noise
@@ -196,7 +197,7 @@ def test_attempts_are_counted_on_the_items_of_blocking_tests(planned):
     datasets = {tuple(plan.counted.values()) for plan in plans}
     assert len(datasets) == 1, "neither a margin, a text, a name nor a setting makes it another eval set"
     assert len({way.measured(1).evaluate["facts"].config["seed"] for way in planned(seed=7).variants}) == 1
-    first, second = (planned(seed=seed).baseline["facts"].config["seed"] for seed in (0, 7))
+    first, second = (planned(seed=seed).baselines[0].evaluate["facts"].config["seed"] for seed in (0, 7))
     assert first == second, "another order of the items cannot be had for the asking"
 
 
@@ -350,7 +351,7 @@ def test_what_is_fetched_is_the_commit_that_was_planned_even_if_the_branch_moves
 import json, sys
 from pathlib import Path
 from quantize.device import choose
-from quantize.plan import make_plan
+from quantize.planner import make_plan
 from quantize.recipe import load
 print(json.dumps(make_plan(load(Path(sys.argv[1])), choose("cpu")).fetch.config))
 """

@@ -74,7 +74,7 @@ def test_the_schema_in_the_repository_is_the_one_that_the_program_prints():
         ("evals.0.kind", "item", "evals.0.kind: 'item' is not a kind. Did you mean 'items'?"),
         ("registry.kind", "wandb", "registry.kind: 'wandb' is not known here: it is one of mlflow"),
         ("variants.0.scheme", "W4A61", "variants.0.scheme: 'W4A61' is not a preset. Did you mean 'W4A16'?"),
-        ("variants.0.scheme", "tiny", "variants.0.scheme: 'tiny' is not a preset. The presets are FP8_DYNAMIC, W8A8,"),
+        ("variants.0.scheme", "smallest", "variants.0.scheme: 'smallest' is not a preset. The presets are FP8_DYNAMIC, W8A8,"),
         ("gates.0.metric", "fact.accuracy", "gates.0.metric: 'fact' is not an eval of this recipe. Did you mean 'facts'?"),
         ("gates.0.metric", "facts.acuracy", "gates.0.metric: the eval 'facts' measures no 'acuracy'. Did you mean 'facts.accuracy'?"),
         ("registry.targets.production.from", ["int9"], "from.0: 'int9' is not a variant of this recipe. Did you mean 'int8'?"),

@@ -224,7 +224,8 @@ def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
     extra = {"attempt"} | {f"facts.accuracy/slice ü.difference{end}" for end in differences}
     assert set(runs["fp8"].data.metrics) == set(runs["int4"].data.metrics) == set(runs["baseline"].data.metrics) | extra
     papers = {file.path for file in mlflow.list_artifacts(runs["fp8"].info.run_id)}
-    assert papers == {"decision.json", "verdict.json", "evidence.json", "rows"}
+    assert papers == {"decision.json", "verdict.json", "evidence.json", "rows", "serving"}
+    assert {file.path for file in mlflow.list_artifacts(runs["int4"].info.run_id)} == papers - {"serving"}
     for arm in ("baseline", "fp8", "int4"):
         rows = mlflow.list_artifacts(runs[arm].info.run_id, "rows/facts")
         assert [file.path for file in rows] == ["rows/facts/rows.parquet"]

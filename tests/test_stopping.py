@@ -14,7 +14,7 @@ from quantize.gates import GateConfig, Limit, NonInferiority
 from quantize.judgement import Collected, Rules, decide
 from quantize.metrics import Items
 from quantize.metrics._pairs import pair_items
-from quantize.plan import make_plan
+from quantize.planner import make_plan
 from quantize.proof import Proof
 from quantize.protocols import Row
 from quantize.recipe import load
@@ -119,9 +119,12 @@ def test_the_order_of_the_items_is_the_evals_own_whatever_seed_the_recipe_has(ma
     """
     one, other = (make_plan(load(make_recipe(**recipe)), choose("cpu")) for recipe in ({}, {"seed": seed}))
     assert other.variants[0].quantize.key != one.variants[0].quantize.key
-    assert other.baseline["facts"].key == one.baseline["facts"].key
+    assert other.baselines[0].evaluate["facts"].key == one.baselines[0].evaluate["facts"].key
     orders = [
-        {stage.config["seed"] for stage in (plan.baseline["facts"], *plan.variants[0].measured(1).evaluate.values())}
+        {
+            stage.config["seed"]
+            for stage in (plan.baselines[0].evaluate["facts"], *plan.variants[0].measured(1).evaluate.values())
+        }
         for plan in (one, other)
     ]
     assert orders[0] == orders[1]
@@ -129,13 +132,13 @@ def test_the_order_of_the_items_is_the_evals_own_whatever_seed_the_recipe_has(ma
 
 
 def test_another_eval_set_has_an_order_of_its_own(make_recipe, tmp_path):
-    first = make_plan(load(make_recipe()), choose("cpu")).baseline["facts"].config["seed"]
+    first = make_plan(load(make_recipe()), choose("cpu")).baselines[0].evaluate["facts"].config["seed"]
     lines = (TINY / "items.jsonl").read_text("utf-8").splitlines()
     for name, content in {"backwards": lines[::-1], "fewer": lines[1:]}.items():
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(content), "utf-8")
         evals = [{"kind": "items", "name": "facts", "path": str(path)}]
-        seed = make_plan(load(make_recipe(evals=evals)), choose("cpu")).baseline["facts"].config["seed"]
+        seed = make_plan(load(make_recipe(evals=evals)), choose("cpu")).baselines[0].evaluate["facts"].config["seed"]
         assert (seed == first) == (name == "backwards"), "nor can an order be had by turning the lines"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from quantize.errors import QuantizeError
-from quantize.protocols import HeadParameters
+from quantize.protocols import HeadParameters, Host
 from quantize.record import Record
 
 if TYPE_CHECKING:
@@ -30,25 +30,44 @@ _ENOUGH = 1024
 class Transformers(Record):
     """`dtype` of computation: `auto` is float32 on CPUs (few have fast bfloat16) and the checkpoint's own on GPUs.
 
-    `max_batch_tokens` bounds the tokens of one forward pass.
+    `max_batch_tokens` bounds the tokens of one forward pass. In the environment `gptqmodel` it loads the formats `gptq`
+    and `awq`, whose kernels live there; the whole stage then runs in that interpreter.
     """
 
+    model_config = ConfigDict(populate_by_name=True)
+
     kind: Literal["transformers"] = "transformers"
+    form: ClassVar[Literal["checkpoint", "gguf"]] = "checkpoint"
+    runs_in: Annotated[Literal["gptqmodel"] | None, Field(alias="environment")] = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_batch_tokens: Annotated[int, Field(gt=0)] = 8192
 
     @property
     def libraries(self) -> tuple[str, ...]:
         """Distributions whose version may change a logit."""
-        return ("torch", "transformers", "compressed-tensors")
+        formats = ("bitsandbytes", "compressed-tensors") if self.runs_in is None else ("gptqmodel", "optimum")
+        return ("torch", "transformers", *formats)
 
-    def open(self, checkpoint: Path, device: str) -> TransformersSession:
+    @property
+    def hosted(self) -> bool:
+        """See `protocols.Engine`."""
+        return self.runs_in is not None
+
+    def environment(self, device: str) -> str | None:
+        """See `protocols.Engine`."""
+        return self.runs_in
+
+    def open(self, checkpoint: Path, device: str, host: Host | None = None) -> TransformersSession:
         """Load a checkpoint. compressed-tensors weights are expanded; their activations stay quantized in forward.
+
+        So are `gptq` and `awq` weights on a CPU (`_quantized`); bitsandbytes computes on its own.
 
         Raises QuantizeError when it does not load or lacks weights, which transformers would make up at random.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from quantize.engines._quantized import loading_config, settle
 
         dtype: Any = self.dtype if self.dtype != "auto" else "auto" if device != "cpu" else "float32"
         try:
@@ -62,6 +81,7 @@ class Transformers(Record):
                 output_loading_info=True,
                 # On GPUs layer by layer onto as many of the visible ones as it takes, never whole through main memory.
                 device_map="cpu" if device == "cpu" else "auto",
+                **loading_config(checkpoint, device),
             )
         except QuantizeError:  # a stop on request arrives as one, anywhere
             raise
@@ -74,6 +94,7 @@ class Transformers(Record):
             raise QuantizeError(
                 f"the checkpoint lacks {len(missing)} weights, {missing[0]} first.", where=str(checkpoint)
             )
+        settle(model)
         return TransformersSession(model.eval(), tokenizer, self.max_batch_tokens)
 
     def in_other_batches(self) -> Transformers:
@@ -99,6 +120,21 @@ class TransformersSession:
             return f"cuda {torch.cuda.get_device_name(self.model.device)}"
         return f"{self.model.device.type} {platform.processor() or platform.machine()}"
 
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of computation."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits there are."""
+        return len(self.model.get_output_embeddings().weight)
+
+    @property
+    def distributions(self) -> Literal["full"]:
+        """All logits are here."""
+        return "full"
+
     def lm(self) -> Any:
         """The model as lm-eval sees it; choices that share a prompt pay for it once."""
         if self._lm is None:  # once: it proves itself against plain passes before it packs
@@ -118,6 +154,66 @@ class TransformersSession:
         with torch.inference_mode():
             logits: torch.Tensor = self.model(batch.to(self.model.device), use_cache=False).logits.float().cpu()
             return logits
+
+    def log_probabilities(self, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """See `protocols.Session`. Normalised in float64: in float32 that would be the largest error."""
+        import torch
+
+        logits = self.logits(ids[None])[0, -len(kept) :].double()
+        logits[~logits.isfinite().all(1)] = torch.nan
+        return logits.log_softmax(1).gather(1, kept)
+
+    def tokenize(self, text: str) -> list[int]:
+        """See `protocols.Session`: with the special tokens that the tokenizer puts around a text."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """See `protocols.Session`. Raises QuantizeError where the template is absent or refuses the conversation."""
+        try:
+            return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        except Exception as error:  # a template raises what it likes
+            raise QuantizeError(f"the chat template does not take the conversation: {error}") from error
+
+    def stops(self, ids: list[int], token: int) -> bool:
+        """See `protocols.Session`, by `generate` and the checkpoint's own generation settings."""
+        import torch
+
+        def say(seen: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            """Make `token` the only choice, as the first of the answer."""
+            if seen.shape[1] > len(ids):
+                return scores
+            return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token], device=scores.device), 0.0)
+
+        prompt = torch.tensor([ids], device=self.model.device)
+        with torch.inference_mode():
+            answer = self.model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                logits_processor=[say],
+                max_new_tokens=2,
+                min_new_tokens=None,
+                do_sample=False,
+                num_beams=1,
+                # the settings of sampling, which a checkpoint may have, are warned of where nothing is sampled
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )
+        return int(answer.shape[1]) == len(ids) + 1
+
+    def memory(self) -> dict[str, int]:
+        """See `protocols.Session`: resident on CPUs, allocated by torch on GPUs."""
+        import resource
+
+        import torch
+
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self.model.device.type == "cuda":
+            peak = sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        return {"weights": weights, "peak": peak}
 
     def hidden(self, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """See `protocols.Session`. Shorter windows are padded on the right, which a causal model does not see."""

@@ -15,6 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Literal
 
+from quantize.child import link_to_package
 from quantize.errors import Interrupted, StageFailed
 from quantize.protocols import Progress, StageSpec
 from quantize.record import Record
@@ -43,22 +44,25 @@ class Local(Record):
         read, write = os.pipe()
         with tempfile.TemporaryDirectory() as scratch, log.open("wb") as output:
             job = Path(scratch) / "stage.json"
-            job.write_text(json.dumps(_job(spec, store, write)), encoding="utf-8")
+            job.write_text(json.dumps(self._job(spec, store, write, log)), encoding="utf-8")
+            interpreter = sys.executable if spec.environment is None else spec.interpreters[spec.environment]
             process = subprocess.Popen(
-                [sys.executable, "-m", "quantize.worker", str(job)],
+                [interpreter, "-m", "quantize.worker", str(job)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(write, lease),
                 start_new_session=True,
-                env=self._environment(spec),
+                env=self._environment(spec, Path(scratch)),
+                # Of an interpreter that has modules of its own in the current directory, those would be taken first.
+                cwd=scratch if spec.environment is not None else None,
             )
             os.close(write)
             error = _follow(process, read, progress)
         if process.returncode != 0 or error is not None:
             raise _failure(spec, process.returncode, error, log)
 
-    def _environment(self, spec: StageSpec) -> dict[str, str]:
+    def _environment(self, spec: StageSpec, scratch: Path) -> dict[str, str]:
         environment = {**_THREADS, **os.environ, **_QUIET}
         if spec.kind != "fetch":
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -66,22 +70,28 @@ class Local(Record):
             environment["CUDA_VISIBLE_DEVICES"] = ""
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
+        if spec.environment is not None:
+            environment |= {"PYTHONPATH": str(link_to_package(scratch)), "PYTHONNOUSERSITE": "1"}
         return environment
 
-
-def _job(spec: StageSpec, store: Path, events: int) -> dict[str, Any]:
-    return {
-        "kind": spec.kind,
-        "name": spec.name,
-        "key": spec.key,
-        "config": spec.config,
-        "inputs": {name: str(path) for name, path in spec.inputs.items()},
-        "input_keys": spec.input_keys,
-        "libraries": list(spec.libraries),
-        "device": spec.device,
-        "store": str(store),
-        "events": events,
-    }
+    def _job(self, spec: StageSpec, store: Path, events: int, log: Path) -> dict[str, Any]:
+        """What the worker is given."""
+        return {
+            "kind": spec.kind,
+            "name": spec.name,
+            "key": spec.key,
+            "config": spec.config,
+            "inputs": {name: str(path) for name, path in spec.inputs.items()},
+            "input_keys": spec.input_keys,
+            "libraries": list(spec.libraries),
+            "interpreters": {name: str(path) for name, path in spec.interpreters.items()},
+            "device": spec.device,
+            "store": str(store),
+            "events": events,
+            # Beside the stage's own log: what the processes that it starts write.
+            "logs": str(log.with_suffix("").absolute()),
+            "threads": self.threads,
+        }
 
 
 def _follow(process: subprocess.Popen[bytes], read: int, progress: Progress) -> dict[str, Any] | None:

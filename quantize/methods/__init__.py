@@ -6,10 +6,33 @@ from typing import Annotated
 
 from pydantic import Field
 
+from quantize.methods._gguf_contents import gguf_contents
+from quantize.methods._gguf_convert import convert_to_gguf
+from quantize.methods._gguf_imatrix import collect_imatrix
+from quantize.methods.autoawq import Autoawq
+from quantize.methods.autogptq import Autogptq
 from quantize.methods.awq import Awq
+from quantize.methods.bitsandbytes import Bitsandbytes
+from quantize.methods.gguf import Gguf
 from quantize.methods.gptq import Gptq
+from quantize.methods.gptqmodel import Gptqmodel
 from quantize.methods.rtn import Rtn
 
-__all__ = ["Awq", "Gptq", "MethodConfig", "Rtn"]
+__all__ = [
+    "Autoawq",
+    "Autogptq",
+    "Awq",
+    "Bitsandbytes",
+    "Gguf",
+    "Gptq",
+    "Gptqmodel",
+    "MethodConfig",
+    "Rtn",
+    "collect_imatrix",
+    "convert_to_gguf",
+    "gguf_contents",
+]
 
-MethodConfig = Annotated[Rtn | Gptq | Awq, Field(discriminator="kind")]
+MethodConfig = Annotated[
+    Rtn | Gptq | Awq | Bitsandbytes | Gptqmodel | Autoawq | Autogptq | Gguf, Field(discriminator="kind")
+]

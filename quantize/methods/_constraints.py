@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from quantize.artifact import ModelFacts
-from quantize.scheme import PRESETS, Scheme
+from quantize.scheme import PRESETS, Family, Scheme
 
-__all__ = ["group_size_problems", "integer_problems"]
+__all__ = ["family_problems", "group_size_problems", "integer_problems"]
 
 #: The group sizes that serving kernels know.
 GROUP_SIZES = (32, 64, 128, 256)
 
 
+def family_problems(method: str, scheme: Scheme, family: Family) -> list[str]:
+    """One sentence where `method` is given a scheme of another library's."""
+    if scheme.family == family:
+        return []
+    fitting = ", ".join(preset.name for preset in PRESETS.values() if preset.family == family)
+    return [f"{method} makes {family} schemes and {scheme.name} is one of {scheme.family}'s. Take one of {fitting}."]
+
+
 def group_size_problems(scheme: Scheme, facts: ModelFacts) -> list[str]:
     """One sentence where the group size does not divide every Linear's input channels; none where they are unknown."""
-    if scheme.group_size is None or facts.linears is None:
+    if scheme.strategy != "group" or scheme.group_size is None or facts.linears is None:
         return []
     shapes = {shape: int(shape.partition("x")[2]) for shape in facts.linears}
     misfits = sorted(shape for shape, columns in shapes.items() if columns % scheme.group_size)
@@ -35,5 +43,7 @@ def integer_problems(method: str, scheme: Scheme) -> list[str]:
     """One sentence where `method`, which rounds to integers, is given a floating-point scheme."""
     if scheme.weight_type == "int":
         return []
-    integer = ", ".join(preset.name for preset in PRESETS.values() if preset.weight_type == "int")
+    integer = ", ".join(
+        preset.name for preset in PRESETS.values() if preset.weight_type == "int" and preset.family == scheme.family
+    )
     return [f"{method} needs integer weights and {scheme.name} has floating-point ones. Take one of {integer}, or rtn."]

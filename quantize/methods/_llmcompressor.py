@@ -8,11 +8,10 @@ witness then answers with exactly the numbers that are written, and the integers
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from quantize.methods._text_files import copy_text_files
 from quantize.protocols import QuantizeJob
 from quantize.scheme import Scheme
 
@@ -21,24 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "LIBRARIES", "calibration_loader", "config_groups", "run"]
 
-FORMAT = "compressed-tensors"
+FORMAT: Literal["compressed-tensors"] = "compressed-tensors"
 LIBRARIES = ("compressed-tensors", "llmcompressor", "torch", "transformers")
-
-#: What makes up a tokenizer on disk. Copied byte for byte: saving one again may rewrite it, and the ids with it.
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
-GENERATION_CONFIG = "generation_config.json"
 
 
 def config_groups(scheme: Scheme) -> dict[str, Any]:
@@ -128,13 +111,4 @@ def _save(model: Any, dtype: torch.dtype, job: QuantizeJob) -> None:
         # compressed-tensors notes each module's device before it saves, and transformers takes "cpu" for offloading
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         model.save_pretrained(job.out, save_compressed=True)
-    (job.out / GENERATION_CONFIG).unlink(missing_ok=True)
-    _copy_text_files(job.checkpoint, job.out)
-
-
-def _copy_text_files(source: Path, out: Path) -> None:
-    for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
-    if (source / "additional_chat_templates").is_dir():
-        shutil.copytree(source / "additional_chat_templates", out / "additional_chat_templates")
+    copy_text_files(job.checkpoint, job.out)

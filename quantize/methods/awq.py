@@ -8,12 +8,12 @@ the architecture.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from quantize.artifact import ModelFacts
-from quantize.methods._constraints import group_size_problems, integer_problems
+from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
 from quantize.protocols import QuantizeJob
 from quantize.record import Record
@@ -26,6 +26,8 @@ class Awq(Record):
     """AWQ by llm-compressor; the fields are those of its AWQModifier."""
 
     kind: Literal["awq"] = "awq"
+    environment: ClassVar[str | None] = None
+    tools: ClassVar[tuple[str, ...]] = ()
     n_grid: Annotated[int, Field(gt=1, description="Points of the grid search; time grows with it.")] = 20
     duo_scaling: Annotated[
         bool | Literal["both"],
@@ -56,7 +58,14 @@ class Awq(Record):
 
     def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
         """Integer weights only, and groups that fit the model."""
-        return integer_problems("awq", scheme) + group_size_problems(scheme, facts)
+        return family_problems("awq", scheme, FORMAT) or [
+            *integer_problems("awq", scheme),
+            *group_size_problems(scheme, facts),
+        ]
+
+    def refusal(self, device: str) -> str | None:
+        """None: runs on every device."""
+        return None
 
     def quantize(self, job: QuantizeJob) -> None:
         """Write the quantized checkpoint into `job.out`."""

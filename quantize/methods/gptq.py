@@ -6,12 +6,12 @@ as good as its calibration text is like what the model will see. On a CPU nearly
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from quantize.artifact import ModelFacts
-from quantize.methods._constraints import group_size_problems, integer_problems
+from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
 from quantize.protocols import QuantizeJob
 from quantize.record import Record
@@ -24,6 +24,8 @@ class Gptq(Record):
     """GPTQ by llm-compressor; the fields are those of its GPTQModifier."""
 
     kind: Literal["gptq"] = "gptq"
+    environment: ClassVar[str | None] = None
+    tools: ClassVar[tuple[str, ...]] = ()
     dampening_frac: Annotated[
         float, Field(gt=0, lt=1, description="Added to the Hessian's diagonal, as a fraction of its mean.")
     ] = 0.01
@@ -50,7 +52,14 @@ class Gptq(Record):
 
     def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
         """Integer weights only, and groups that fit the model."""
-        return integer_problems("gptq", scheme) + group_size_problems(scheme, facts)
+        return family_problems("gptq", scheme, FORMAT) or [
+            *integer_problems("gptq", scheme),
+            *group_size_problems(scheme, facts),
+        ]
+
+    def refusal(self, device: str) -> str | None:
+        """None: runs on every device."""
+        return None
 
     def quantize(self, job: QuantizeJob) -> None:
         """Write the quantized checkpoint into `job.out`."""

@@ -6,10 +6,10 @@ grid point. It takes seconds, is close to lossless at 8 bits, and is the yardsti
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from quantize.artifact import ModelFacts
-from quantize.methods._constraints import group_size_problems
+from quantize.methods._constraints import family_problems, group_size_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
 from quantize.protocols import QuantizeJob
 from quantize.record import Record
@@ -22,6 +22,8 @@ class Rtn(Record):
     """Round to nearest, by llm-compressor's QuantizationModifier."""
 
     kind: Literal["rtn"] = "rtn"
+    environment: ClassVar[str | None] = None
+    tools: ClassVar[tuple[str, ...]] = ()
 
     @property
     def format(self) -> str:
@@ -40,7 +42,11 @@ class Rtn(Record):
 
     def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
         """Every preset will do, as long as its groups fit the model."""
-        return group_size_problems(scheme, facts)
+        return family_problems("rtn", scheme, FORMAT) + group_size_problems(scheme, facts)
+
+    def refusal(self, device: str) -> str | None:
+        """None: runs on every device."""
+        return None
 
     def quantize(self, job: QuantizeJob) -> None:
         """Write the quantized checkpoint into `job.out`."""

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from quantize.errors import DataError
@@ -22,8 +23,11 @@ __all__ = ["Answered", "answer_in_looks", "arm_measurements", "order_in_looks"]
 
 _STOPS = "stops.json"
 
-#: Rows of the items with these numbers, in any order, and sentences about what makes them worthless.
-Answer = Callable[[Session, list[int], int], tuple[list[Row], list[str]]]
+#: Rows of items, in any order, and sentences about what makes them worthless.
+_Answers = tuple[list[Row], list[str]]
+
+#: The answers to the items with these numbers, in a look.
+Answer = Callable[[Session, list[int], int], _Answers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,12 @@ def answer_in_looks(ids: Sequence[str], clusters: Sequence[str | None], job: Eva
     for number, items in enumerate(looks):
         places = {ids[item]: place + offset for offset, item in enumerate(items)}
         place += len(items)
-        kept = job.parts.find(number) or _keep(job, number, items, places, answer)
+        kept = job.parts.find(number)
+        if kept is None:
+            session = job.session()
+            # Loading told of itself: from here on it is items again, and a bar over all of them.
+            job.progress("items", min(places.values()), len(ids))
+            kept = _keep(job, number, places, partial(answer, session, items))
         found = read_rows(kept)
         if not {row["item_id"] for row in found} <= set(places):
             raise DataError(
@@ -110,9 +119,9 @@ def arm_measurements(name: str, job: EvaluateJob, answered: Answered, dataset_di
     )
 
 
-def _keep(job: EvaluateJob, number: int, items: list[int], places: dict[str, int], answer: Answer) -> Path:
-    session = job.session()
-    found, stops = answer(session, items, number)
+def _keep(job: EvaluateJob, number: int, places: dict[str, int], answer: Callable[[int], _Answers]) -> Path:
+    """Answer a look and keep it; `places` are its items' by id."""
+    found, stops = answer(number)
 
     def write(directory: Path) -> None:
         rows = [{"place": places[row["item_id"]], "look": number, **row} for row in found]

@@ -9,18 +9,20 @@ calculation for softmax", 2018): a divergence of near arms is far below what flo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quantize.errors import DataError, QuantizeError
-from quantize.protocols import HeadParameters, Session
+from quantize.metrics._shards import Shards, ShardWriter, blocks
+from quantize.metrics._token_rows import Scores
+from quantize.protocols import EvaluateJob, HeadParameters, WholeSession
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Reference", "ReferenceWriter", "Scores", "score"]
+__all__ = ["Exact", "Reference", "ReferenceWriter", "differences", "score"]
 
 _HEAD = "head.json"
 
@@ -37,17 +39,51 @@ _CHECKED, _TOLERANCE = 8, 1e-2
 Head = Callable[["torch.Tensor", int, int], "torch.Tensor"]
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """By position, float64 on the CPU: -ln P_q(true); KLD and P_q(true) - P_b(true), where a baseline is known.
+class Exact:
+    """Scores an arm by whole distributions, against the baseline's where it is known. See `_token_rows.Scoring`."""
 
-    All are NaN where a logit, anywhere in the vocabulary, is not finite.
-    """
+    def __init__(self, session: WholeSession, job: EvaluateJob) -> None:
+        self._session = session
+        self._vocabulary = session.head_parameters().vocabulary
+        beside = job.reference is not None and job.baseline is not None
+        self._known = Reference(cast("Path", job.reference), cast("Path", job.baseline)) if beside else None
+        self._keep = ReferenceWriter(session, job.out, job.baseline) if job.reference is None else None
 
-    nll: torch.Tensor
-    kld: torch.Tensor | None
-    agrees: torch.Tensor | None
-    delta_p: torch.Tensor | None
+    def incomparable(self, windows: Sequence[torch.Tensor]) -> list[str]:
+        """See `_token_rows.Scoring`."""
+        import torch
+
+        known = self._known
+        if known is None:
+            return []
+        same = known.same_tokens(torch.cat([ids[1:] for ids in windows]))
+        stops = differences(self._vocabulary, known.vocabulary, same_tokens=same)
+        if stops:
+            self._known = None
+        return stops
+
+    def scores(self, windows: Sequence[torch.Tensor], targets: torch.Tensor, offset: int) -> Iterator[Scores]:
+        """See `_token_rows.Scoring`."""
+        import torch
+
+        hidden = torch.cat([states[:-1] for states in self._session.hidden(windows)])
+        if self._keep is not None:
+            self._keep.add(hidden, targets)
+        return score(self._session.head, hidden, targets, self._vocabulary, self._known, offset)
+
+    def close(self) -> None:
+        """See `_token_rows.Scoring`."""
+        if self._keep is not None:
+            self._keep.close()
+
+
+def differences(vocabulary: int, baseline: int, *, same_tokens: bool) -> list[str]:
+    """Why distributions over so many tokens cannot be set beside the baseline's, if anything is in the way."""
+    if not same_tokens:
+        return ["the tokenizer gives other tokens than the baseline's: nothing can be compared"]
+    if vocabulary != baseline:
+        return [f"the output head has {vocabulary} entries, the baseline's {baseline}: nothing can be compared"]
+    return []
 
 
 class ReferenceWriter:
@@ -57,40 +93,20 @@ class ReferenceWriter:
     gives: a head stored under another name or packed would falsify every divergence. `add` raises QuantizeError.
     """
 
-    def __init__(self, session: Session, out: Path, checkpoint: Path | None) -> None:
+    def __init__(self, session: WholeSession, out: Path, checkpoint: Path | None) -> None:
         self._session, self._out, self._checkpoint = session, out, checkpoint
-        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._positions = 0
-        self._shards: list[int] = []
+        self._shards = ShardWriter(out, _SHARD)
 
     def add(self, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
         """Keep `hidden` (positions, hidden), in the dtype that it has, and the scored `tokens` (positions)."""
-        if not self._shards and not self._held and self._checkpoint is not None:
+        if not self._shards.started and self._checkpoint is not None:
             self._check(self._checkpoint, hidden[:_CHECKED])
-        for start in range(0, len(tokens), _SHARD):
-            self._held.append((hidden[start : start + _SHARD].cpu(), tokens[start : start + _SHARD].cpu()))
-            self._positions += len(self._held[-1][1])
-            if self._positions >= _SHARD:
-                self._write(_SHARD)
+        self._shards.add({"hidden": hidden, "tokens": tokens.int()})
 
     def close(self) -> None:
         """Write what is left."""
-        if self._positions:
-            self._write(self._positions)
-        head = {**asdict(self._session.head_parameters()), "shards": self._shards}
+        head = {**asdict(self._session.head_parameters()), "shards": self._shards.close()}
         (self._out / _HEAD).write_text(json.dumps(head), encoding="utf-8")
-
-    def _write(self, positions: int) -> None:
-        import torch
-        from safetensors.torch import save_file
-
-        hidden, tokens = (torch.cat(parts) for parts in zip(*self._held, strict=True))
-        shard = {"hidden": hidden[:positions].contiguous(), "tokens": tokens[:positions].int()}
-        save_file(shard, _shard(self._out, len(self._shards)))
-        self._shards.append(positions)
-        # A copy: a view would keep the whole shard in memory.
-        self._held = [(hidden[positions:].clone(), tokens[positions:].clone())]
-        self._positions -= positions
 
     def _check(self, checkpoint: Path, hidden: torch.Tensor) -> None:
         import torch
@@ -98,7 +114,7 @@ class ReferenceWriter:
         parameters = self._session.head_parameters()
         stored = _StoredHead(parameters, checkpoint)
         same = stored.vocabulary == parameters.vocabulary
-        for start, stop in _blocks(parameters.vocabulary, _COLUMNS) if same else ():
+        for start, stop in blocks(parameters.vocabulary, _COLUMNS) if same else ():
             first, second = (head(hidden, start, stop).cpu() for head in (stored.logits, self._session.head))
             same = same and torch.allclose(first, second, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
         if not same:
@@ -114,8 +130,7 @@ class Reference:
 
     def __init__(self, artifact: Path, checkpoint: Path) -> None:
         head = json.loads((artifact / _HEAD).read_text(encoding="utf-8"))
-        self._artifact = artifact
-        self._shards: list[int] = head.pop("shards")
+        self._shards = Shards(artifact, head.pop("shards"))
         self._head = _StoredHead(HeadParameters(**head), checkpoint)
 
     @property
@@ -125,35 +140,15 @@ class Reference:
 
     def same_tokens(self, tokens: torch.Tensor) -> bool:
         """True where these are all of the baseline's scored tokens."""
-        import torch
-
-        if len(tokens) != sum(self._shards):
-            return False
-        return all(
-            torch.equal(self._slice("tokens", start, stop).long(), tokens[start:stop])
-            for start, stop in _blocks(len(tokens), _SHARD)
-        )
+        return self._shards.same_tokens(tokens, _SHARD)
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
         """The baseline's final hidden states (positions, hidden) at scored positions `start` to `stop`."""
-        return self._slice("hidden", start, stop)
+        return self._shards.read("hidden", start, stop)
 
     def logits(self, hidden: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """The baseline's float32 logits (positions, columns) of the vocabulary's entries `start` to `stop`."""
         return self._head.logits(hidden, start, stop)
-
-    def _slice(self, name: str, start: int, stop: int) -> torch.Tensor:
-        import torch
-        from safetensors import safe_open
-
-        parts, offset = [], 0
-        for number, positions in enumerate(self._shards):
-            first, last = max(start - offset, 0), min(stop - offset, positions)
-            if first < last:
-                with safe_open(_shard(self._artifact, number), framework="pt") as shard:
-                    parts.append(shard.get_slice(name)[first:last])
-            offset += positions
-        return torch.cat(parts)
 
 
 class _StoredHead:
@@ -194,12 +189,12 @@ def score(
     """
     import torch
 
-    for start, stop in _blocks(len(targets), _POSITIONS):
+    for start, stop in blocks(len(targets), _POSITIONS):
         states, wanted = hidden[start:stop], targets[start:stop].to(hidden.device)
         before = known.hidden(offset + start, offset + stop).to(hidden.device) if known is not None else None
         variant, baseline = _Online(wanted), _Online(wanted)
         difference = torch.zeros(len(wanted), dtype=torch.float64, device=hidden.device)
-        for first, last in _blocks(vocabulary, _COLUMNS):
+        for first, last in blocks(vocabulary, _COLUMNS):
             q = variant.add(head(states, first, last).to(hidden.device), first)
             if known is not None and before is not None:
                 p = baseline.add(known.logits(before, first, last), first)
@@ -255,15 +250,6 @@ class _Online:
 
     def loss(self) -> torch.Tensor:
         return self.log_sum() - self._logit
-
-
-def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, size):
-        yield start, min(start + size, length)
-
-
-def _shard(artifact: Path, number: int) -> Path:
-    return artifact / f"reference-{number:05}.safetensors"
 
 
 def _tensor(checkpoint: Path, names: Any) -> torch.Tensor:

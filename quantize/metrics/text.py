@@ -9,9 +9,11 @@ of a window is context only, so a document of n tokens in w windows gives n - w 
 tokens for independent: neither its numbers nor its ± are comparable.
 
 The baseline's distribution is never stored. What is stored are its final hidden states (after the last norm, in the
-dtype of computation), to which its own head is applied again: vocabulary / hidden times smaller, and exact. Windows are
-taken in blocks of `_BLOCK` tokens and their rows are written at once, so memory does not grow with the text but for the
-token ids and, at the end, a few numbers for each position.
+dtype of computation), to which its own head is applied again: vocabulary / hidden times smaller, and exact
+(`_reference`). Of an engine that gives the likeliest tokens only, those are stored, and the divergence is bounded from
+below (`_top`); it then has another name, because the two cannot be compared. Windows are taken in blocks of `_BLOCK`
+tokens and their rows are written at once, so memory does not grow with the text but for the token ids and, at the end,
+a few numbers for each position.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import TOKEN_ROWS, ArmMeasurements, Comparison, Measurement
-from quantize.metrics._reference import Reference, ReferenceWriter, Scores, score
-from quantize.protocols import EvaluateJob, Row, Session
+from quantize.metrics._reference import Exact
+from quantize.metrics._token_rows import Scoring, TokenRows
+from quantize.metrics._top import Likeliest
+from quantize.protocols import EvaluateJob, Row, Session, TopSession, WholeSession
 from quantize.record import Record, digest, file_sha256
 
 if TYPE_CHECKING:
@@ -52,12 +56,16 @@ class Text(Record):
     Measures `<name>.perplexity` and, beside a baseline, `<name>.kl_divergence` (nats; mean, quantiles and maximum),
     `<name>.top1_agreement` (share), `<name>.delta_p` and `<name>.delta_p_rms` (probability). Compares `perplexity` (ln
     of the ratio), `kl_divergence`, `top1_disagreement` (1 - agreement: what is better is smaller) and `delta_p_rms`.
+
+    An engine that does not give whole distributions is asked for the `top` likeliest tokens of each position. Then
+    `<name>.kl_divergence_at_least` stands in the place of `kl_divergence`; everything else is as exact as ever.
     """
 
     kind: Literal["text"] = "text"
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     path: str
     window: Annotated[int, Field(ge=2)] = 512
+    top: Annotated[int, Field(ge=1)] = 64
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -70,9 +78,9 @@ class Text(Record):
         return ()
 
     def identity(self) -> dict[str, Any]:
-        """The text's digest and how it is cut."""
+        """The text's digest, how it is cut, and how many tokens are asked for where not all are given."""
         self._documents()
-        return {"kind": self.kind, "sha256": file_sha256(Path(self.path)), "window": self.window}
+        return {"kind": self.kind, "sha256": file_sha256(Path(self.path)), "window": self.window, "top": self.top}
 
     def dataset(self) -> str:
         """See `protocols.Metric`."""
@@ -97,27 +105,22 @@ class Text(Record):
         """
         session = job.session()
         windows = self._windows(session)
-        vocabulary = session.head_parameters().vocabulary
-        known = (
-            Reference(job.reference, job.baseline) if job.reference is not None and job.baseline is not None else None
+        scoring: Scoring = (
+            Exact(cast("WholeSession", session), job)
+            if session.distributions == "full"
+            else Likeliest(cast("TopSession", session), job, self.top)
         )
-        stops = _incomparable(known, windows, vocabulary)
-        if stops:
-            known = None
-        keep = ReferenceWriter(session, job.out, job.baseline) if job.reference is None else None
+        stops = scoring.incomparable([ids for _, ids in windows])
         done, total = 0, sum(len(ids) - 1 for _, ids in windows)
-        with _Rows(job.out) as rows:
+        with TokenRows(job.out, _BLOCK) as rows:
             for block in _blocks(windows):
-                hidden, documents, targets = _forward(session, block)
-                if keep is not None:
-                    keep.add(hidden, targets)
-                for scores in score(session.head, hidden, targets, vocabulary, known, done):
+                documents, targets = _scored(block)
+                for scores in scoring.scores([ids for _, ids in block], targets, done):
                     start, done = done, done + len(scores.nll)
                     rows.add(scores, documents, targets, start)
                     documents, targets = documents[len(scores.nll) :], targets[len(scores.nll) :]
                     job.progress("tokens", done, total)
-        if keep is not None:
-            keep.close()
+        scoring.close()
         if rows.lost:
             stops.append(f"{rows.lost} of {total} positions have log-probabilities that are not finite")
         return ArmMeasurements(
@@ -147,10 +150,11 @@ class Text(Record):
         ratio = _by_document(documents, after["nll"] - before["nll"], _LEVEL)
         perplexities = [math.exp(arm["nll"].mean()) for arm in (before, after)]
         found = [_comparison(f"{self.name}.perplexity", "ln ratio", ratio, len(documents), *perplexities)]
-        if "kld" not in after:
+        divergence = _divergence(after)
+        if divergence is None:
             return found
         for quantity, unit, values, root in (
-            ("kl_divergence", "nats", after["kld"], False),
+            (divergence[0], "nats", divergence[1], False),
             ("top1_disagreement", "share", 1.0 - after["top1_agrees"], False),
             ("delta_p_rms", "probability", after["delta_p"] ** 2, True),
         ):
@@ -190,72 +194,6 @@ class Text(Record):
         return found
 
 
-class _Rows:
-    """Writes `rows.parquet` in row groups as rows come. `lost` counts those left out: they are not finite."""
-
-    def __init__(self, out: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in TOKEN_ROWS.items()])
-        self._writer = pq.ParquetWriter(out / "rows.parquet", self._schema, compression="zstd")
-        self._held: list[Any] = []
-        self.lost = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def add(self, scores: Scores, documents: torch.Tensor, targets: torch.Tensor, position: int) -> None:
-        """The rows of as many positions as there are scores; the first stands at `position`."""
-        import pyarrow as pa
-        import torch
-
-        n = len(scores.nll)
-        finite = scores.nll.isfinite() & (scores.kld.isfinite() if scores.kld is not None else True)
-        self.lost += n - int(finite.sum())
-        columns = {
-            "document": documents[:n],
-            "position": torch.arange(position, position + n),
-            "token": targets[:n].cpu(),
-            "nll": scores.nll,
-            "kld": scores.kld,
-            "top1_agrees": scores.agrees,
-            "delta_p": scores.delta_p,
-        }
-        missing = int(finite.sum())
-        arrays = [
-            pa.nulls(missing, field.type) if column is None else pa.array(column[finite].numpy(), field.type)
-            for field, column in zip(self._schema, columns.values(), strict=True)
-        ]
-        self._held.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
-        if sum(len(batch) for batch in self._held) >= _BLOCK:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._held:
-            self._writer.write_table(pa.Table.from_batches(self._held).combine_chunks())
-            self._held = []
-
-
-def _incomparable(known: Reference | None, windows: list[tuple[int, torch.Tensor]], vocabulary: int) -> list[str]:
-    """Why an arm's distributions cannot be set beside the baseline's, if anything is in the way."""
-    import torch
-
-    if known is None:
-        return []
-    if not known.same_tokens(torch.cat([ids[1:] for _, ids in windows])):
-        return ["the tokenizer gives other tokens than the baseline's: nothing can be compared"]
-    if known.vocabulary != vocabulary:
-        return [f"the output head has {vocabulary} entries, the baseline's {known.vocabulary}: nothing can be compared"]
-    return []
-
-
 def _blocks(windows: list[tuple[int, torch.Tensor]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
     """Consecutive windows of at most `_BLOCK` tokens together, or a single longer one."""
     block: list[tuple[int, torch.Tensor]] = []
@@ -269,15 +207,12 @@ def _blocks(windows: list[tuple[int, torch.Tensor]]) -> Iterator[list[tuple[int,
     yield block
 
 
-def _forward(
-    session: Session, block: list[tuple[int, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of a block's scored positions: hidden states (positions, hidden), documents and true tokens (positions)."""
+def _scored(block: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a block's scored positions: documents and true tokens (positions)."""
     import torch
 
-    hidden = [states[:-1] for states in session.hidden([ids for _, ids in block])]
     documents = [torch.full((len(ids) - 1,), document) for document, ids in block]
-    return torch.cat(hidden), torch.cat(documents), torch.cat([ids[1:] for _, ids in block])
+    return torch.cat(documents), torch.cat([ids[1:] for _, ids in block])
 
 
 def _columns(artifact: Path) -> dict[str, Any]:
@@ -287,11 +222,18 @@ def _columns(artifact: Path) -> dict[str, Any]:
 
     path = artifact / "rows.parquet"
     try:
-        table = pq.read_table(path, columns=list(TOKEN_ROWS))
+        held = pq.read_schema(path).names
+        table = pq.read_table(path, columns=[name for name in TOKEN_ROWS if name in held])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the rows cannot be read: {error}", where=str(path)) from error
     filled = [name for name in table.column_names if not table[name].null_count]
     return {name: table[name].to_numpy() for name in filled}
+
+
+def _divergence(rows: dict[str, Any]) -> tuple[str, Any] | None:
+    """What the rows say of the divergence, by the name that it has, and its values (positions)."""
+    names = {"kld": "kl_divergence", "kld_at_least": "kl_divergence_at_least"}
+    return next(((name, rows[column]) for column, name in names.items() if column in rows), None)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -308,11 +250,13 @@ def _measurements(name: str, rows: dict[str, Any]) -> list[Measurement]:
     loss = _by_document(rows["document"], rows["nll"])
     ends = {"value": math.exp(loss.estimate), "low": math.exp(loss.lower), "high": math.exp(loss.upper)}
     found = [Measurement(name=f"{name}.perplexity", unit="perplexity", n=n, direction="lower", **ends)]
-    if "kld" not in rows:
+    divergence = _divergence(rows)
+    if divergence is None:
         return found
-    found.append(_mean(f"{name}.kl_divergence", "nats", "lower", _by_document(rows["document"], rows["kld"]), n))
-    for label, value in zip(_QUANTILES, np.quantile(rows["kld"], list(_QUANTILES.values())), strict=True):
-        place = f"{name}.kl_divergence/{label}"
+    quantity, nats = divergence
+    found.append(_mean(f"{name}.{quantity}", "nats", "lower", _by_document(rows["document"], nats), n))
+    for label, value in zip(_QUANTILES, np.quantile(nats, list(_QUANTILES.values())), strict=True):
+        place = f"{name}.{quantity}/{label}"
         found.append(Measurement(name=place, value=float(value), unit="nats", n=n, direction="lower"))
     agreement = _by_document(rows["document"], rows["top1_agrees"].astype(float))
     change = _by_document(rows["document"], rows["delta_p"])

@@ -155,7 +155,8 @@ class Mlflow(Record):
         """See `protocols.Registry`."""
         with self._asking() as mlflow:
             # Asked first: a file that is not there, and a server that does not answer, are not the same.
-            known = [entry.path for entry in mlflow.list_artifacts(run_id, str(PurePosixPath(path).parent))]
+            folder = str(PurePosixPath(path).parent)
+            known = [entry.path for entry in mlflow.list_artifacts(run_id, None if folder == "." else folder)]
             if path not in known:
                 raise DataError(
                     f"it holds no {path}.", where=f"MLflow run {run_id}", fix="Its version is an older one's."

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantize.evidence import Comparison, Evidence, Look, Measurement, Progressed
+from quantize.evidence import Comparison, Evidence, Look, Measurement, Progressed, of_eval
 from quantize.report.grid import Column, Grid
-from quantize.report.numbers import amount, change, duration, interval, points, probability
+from quantize.report.numbers import amount, change, duration, interval, points, probability, size
 from quantize.run import VariantRecord
 from quantize.verdict import Finding
 
@@ -54,6 +54,7 @@ def section(variant: VariantRecord, item_seconds: Mapping[str, float]) -> Sectio
         sentences += [_reached(*reached, item_seconds) for reached in evidence.progressed.items()]
         sentences += _tried(evidence, verdict.findings)
         sentences += _tails(evidence.measurements)
+        sentences += _loaded(variant.engine, evidence.measurements)
     return Section(
         name=variant.name,
         findings=(*verdict.findings, *against),
@@ -104,7 +105,7 @@ def compared_grid(
 
 def _table(evidence: Evidence, findings: Sequence[Finding]) -> Grid | None:
     """Everything that was compared but the size, which the table of all arms holds."""
-    found = [c for c in evidence.comparisons if not c.metric.startswith("weights.")]
+    found = [c for c in evidence.comparisons if of_eval(c.metric)]
     noise = {c.metric: c for c in evidence.noise}
     return compared_grid(found, ("baseline", "variant"), findings, noise) if found else None
 
@@ -177,13 +178,22 @@ def _tails(measurements: Sequence[Measurement]) -> list[str]:
     """How far the worst positions of a text are from the baseline, and in which direction the probabilities went."""
     known = {m.name: m for m in measurements}
     found = []
-    for name in [name for name in known if name.endswith(".kl_divergence")]:
+    for name in [name for name in known if name.endswith((".kl_divergence", ".kl_divergence_at_least"))]:
         tails = [(tail, known.get(f"{name}/{tail}")) for tail in _TAILS]
         told = [f"{tail} {amount(m.value, m.unit)}" for tail, m in tails if m is not None]
         moved = known.get(f"{name.partition('.')[0]}.delta_p")
         mean = f"; mean change of the true token's probability {points(moved.value)} points" if moved else ""
         found.append(f"{name} by position: {', '.join(told)} nats{mean}.")
     return found
+
+
+def _loaded(engine: str, measurements: Sequence[Measurement]) -> list[str]:
+    """What the artifact took in memory where it was loaded."""
+    known = {m.name: m.value for m in measurements}
+    if "memory.peak" not in known:
+        return []
+    weights = f", of which {size(known['memory.weights'])} are weights" if "memory.weights" in known else ""
+    return [f"loaded in {engine}, it took {size(known['memory.peak'])} of memory at most{weights}."]
 
 
 def _done(variant: VariantRecord) -> str:

@@ -1,8 +1,9 @@
 """What a report says, before it is drawn: one table of all arms, then a section for each variant.
 
 Terminal and Markdown show the same grids and the same sentences; numbers are written by `numbers`. The table answers
-what one decides by: how small, how far from the baseline, on how many items, and what came of it. Everything else that
-was measured stands in the variant's section (`sections`).
+what one decides by: how small, in which format, loaded by which engine, how far from the baseline, on how many items,
+and what came of it. A variant is compared with the baseline in its own engine, so there is a row of the baseline for
+each engine in use. Everything else that was measured stands in the variant's section (`sections`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ from quantize.verdict import Finding, Verdict
 __all__ = ["Summary", "summarise"]
 
 _VERDICTS = {"pass": "within margin", "fail": "worse", "inconclusive": "not shown", "error": "error"}
+#: What stands in the place of a divergence that is only known from below.
+_BOUND = "kl_divergence_at_least"
 _ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected"}
-_ARM = (Column("variant", "arm", text=True), Column("verdict", "arm", text=True), Column("size", "arm"))
+_ARM = (
+    Column("variant", "arm", text=True),
+    Column("verdict", "arm", text=True),
+    Column("size", "arm"),
+    Column("format\nloads in", "arm", text=True),
+    Column("peak\nmemory", "arm"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +60,31 @@ class _Eval:
         return tuple(Column(f"{self.name}\n{head}", self.name) for head in heads)
 
 
+@dataclass(frozen=True, slots=True)
+class _Baseline:
+    """The baseline in one engine: what was measured of it, its difference from itself, and who is compared with it."""
+
+    name: str
+    engine: str
+    known: dict[str, Measurement]
+    noise: dict[str, Comparison]
+    variants: tuple[str, ...]
+
+
 def summarise(record: RunRecord, item_seconds: Mapping[str, float] | None = None) -> Summary:
     """The summary of a run. `item_seconds` is what the baseline took for an item, by eval (`timing`)."""
-    evals = _evals(record)
+    evals, baselines = _evals(record), _baselines(record)
     seconds = item_seconds or {}
     columns = (*_ARM, *(column for found in evals for column in found.columns()))
-    rows = [*_baselines(record, evals), *(_row(variant, evals) for variant in record.variants)]
+    rows = [row for baseline in baselines for row in _baseline_rows(baseline, evals)]
+    rows += [_row(variant, evals) for variant in record.variants]
+    told = _engines(baselines, evals) if len(baselines) > 1 else ()
     return Summary(
         title=f"{record.recipe} on {record.device}",
         table=Grid(columns, tuple(rows)).filled(),
         sections=tuple(section(variant, seconds) for variant in record.variants),
         outcomes={variant.name: variant.verdict.outcome for variant in record.variants},
-        notes=_notes(record, seconds),
+        notes=(_legend(record), *told, *_notes(record, seconds)),
     )
 
 
@@ -77,21 +99,38 @@ def _evals(record: RunRecord) -> list[_Eval]:
     return list(found.values())
 
 
-def _baselines(record: RunRecord, evals: list[_Eval]) -> list[tuple[str, ...]]:
-    """The baseline's row, with what most of its evals were measured for, and the row of measuring it again."""
-    known: dict[str, Measurement] = {}
-    noise: dict[str, Comparison] = {}
+def _baselines(record: RunRecord) -> list[_Baseline]:
+    """The baseline in each engine, with what the variants in that engine were compared with."""
+    held: dict[str, list[VariantRecord]] = {}
     for variant in record.variants:
         if variant.evidence is not None:
-            known |= {m.name: m for m in variant.evidence.baseline_measurements}
-            noise |= {c.metric: c for c in variant.evidence.noise}
-    if not known:
-        return []
+            held.setdefault(variant.baseline, []).append(variant)
+    engines = [variants[0].engine for variants in held.values()]
+    found = []
+    for suffix, variants in held.items():
+        engine = variants[0].engine
+        label = engine if engines.count(engine) == 1 else suffix.removeprefix("@") or engine
+        evidences = [variant.evidence for variant in variants if variant.evidence is not None]
+        found.append(
+            _Baseline(
+                name=f"baseline in {label}" if len(held) > 1 else "baseline",
+                engine=engine,
+                known={m.name: m for evidence in evidences for m in evidence.baseline_measurements},
+                noise={c.metric: c for evidence in evidences for c in evidence.noise},
+                variants=tuple(variant.name for variant in variants),
+            )
+        )
+    return found
+
+
+def _baseline_rows(baseline: _Baseline, evals: list[_Eval]) -> list[tuple[str, ...]]:
+    """The row of what the baseline measured, and that of measuring it again."""
+    known = baseline.known
     cells = [cell for found in evals for cell in _own(found, known)]
-    rows = [("baseline", "", _size(known), *cells)]
-    if noise:
-        again = [cell for found in evals for cell in _compared(found, noise, [], "")]
-        rows.append(("baseline again", "", "", *again))
+    rows = [(baseline.name, "", _size(known), baseline.engine, _memory(known), *cells)]
+    if baseline.noise:
+        again = [cell for found in evals for cell in _compared(found, baseline.noise, [], "")]
+        rows.append((f"{baseline.name} again", "", "", "", "", *again))
     return rows
 
 
@@ -112,7 +151,8 @@ def _row(variant: VariantRecord, evals: list[_Eval]) -> tuple[str, ...]:
         progressed = evidence.progressed.get(found.name) if evidence else None
         stopped = f"▸ {progressed.stopped}" if progressed and progressed.stopped else ""
         cells += _compared(found, comparisons, variant.verdict.findings, stopped)
-    return variant.name, f"{_word(variant.verdict)}\n{done}", _size(known), *cells
+    loads = f"{evidence.format if evidence else ''}\n{variant.engine}".strip()
+    return variant.name, f"{_word(variant.verdict)}\n{done}", _size(known), loads, _memory(known), *cells
 
 
 def _word(verdict: Verdict) -> str:
@@ -127,8 +167,10 @@ def _compared(
     """An arm's cells of one eval: value and difference, the interval that decided below."""
     if found.text:
         ratio, divergence = (comparisons.get(f"{found.name}.{q}") for q in ("perplexity", "kl_divergence"))
+        bound = comparisons.get(f"{found.name}.{_BOUND}")
         value = f"{amount(ratio.variant, 'perplexity')} " if ratio else ""
-        return f"{value}{_difference(ratio, findings)}", _difference(divergence, findings)
+        distance = f"≥ {_difference(bound, findings)}" if bound else _difference(divergence, findings)
+        return f"{value}{_difference(ratio, findings)}", distance
     accuracy = comparisons.get(f"{found.name}.accuracy")
     if accuracy is None:
         return "–", "", ""
@@ -152,16 +194,45 @@ def _size(known: dict[str, Measurement]) -> str:
     return f"{size(held.value)}\n{bits.value:.1f} bits/w" if bits is not None else size(held.value)
 
 
-def _notes(record: RunRecord, seconds: Mapping[str, float]) -> tuple[str, ...]:
-    legend = (
+def _memory(known: dict[str, Measurement]) -> str:
+    peak = known.get("memory.peak")
+    return size(peak.value) if peak is not None else ""
+
+
+def _legend(record: RunRecord) -> str:
+    """What the table's signs mean, as far as they are in it."""
+    told = (
         "Second lines: the interval that decided; where no gate looks, one of at least 90 %. Accuracy is that of the "
         "items answered; its difference (points) is to the baseline on the same items. flips: answers lost and gained; "
-        "×: ratio to the baseline; KL in nats; ▸: stopped early, and why."
+        "×: ratio to the baseline; KL in nats; ▸: stopped early, and why. bits/w: the weight files' bits by all of the "
+        "model's parameters, embeddings included."
     )
+    evidences = [variant.evidence for variant in record.variants if variant.evidence is not None]
+    if any(m.name == "memory.peak" for evidence in evidences for m in evidence.measurements):
+        told += " Peak memory: of the process that held the weights, while the artifact was proven in its engine."
+    if any(c.metric.endswith(f".{_BOUND}") for evidence in evidences for c in evidence.comparisons):
+        told += " ≥: at least; the engine gives the likeliest tokens only."
+    return told
+
+
+def _engines(baselines: list[_Baseline], evals: list[_Eval]) -> tuple[str, ...]:
+    """What each engine's baseline measured, and which variants are compared with it."""
+    lines = ["Each variant is compared with the baseline in its own engine, never with that in another."]
+    for baseline in baselines:
+        told = []
+        for found in evals:
+            quantity = "perplexity" if found.text else "accuracy"
+            own = baseline.known.get(f"{found.name}.{quantity}")
+            told += [f"{found.name} {quantity} {measured(own)}"] if own is not None else []
+        lines.append(f"{baseline.name}: {', '.join(told)}; beside it {', '.join(baseline.variants)}.")
+    return tuple(lines)
+
+
+def _notes(record: RunRecord, seconds: Mapping[str, float]) -> tuple[str, ...]:
     stages = f"{len(record.ran)} stages ran, {len(record.reused)} were done before, {record.seconds:.0f} s"
-    notes = (legend, f"run {record.run}: {stages}")
+    told = f"run {record.run}: {stages}"
     saved = _saved(record, seconds)
-    return (*notes, saved) if saved else notes
+    return (told, saved) if saved else (told,)
 
 
 def _saved(record: RunRecord, seconds: Mapping[str, float]) -> str:

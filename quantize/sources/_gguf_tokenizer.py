@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import SourceError
-from quantize.sources._gguf_file import GgufFile
+from quantize.gguf_file import GgufFile
 
 __all__ = ["USE_ORIGINAL", "build_tokenizer"]
 

@@ -2,7 +2,7 @@
 
 Dequantizing is exact (each stored block stands for certain float32 values), so the checkpoint is the same model; what
 is lost is the size. Nothing is guessed: a weight that the loader could not place, a rope scaling that it dropped, or an
-unknown tokenizer stops the conversion, because each would give a model that runs and is subtly another one.
+unknown tokenizer stops the conversion.
 
 A source that was quantized before is already on a coarse grid: losses of a new low-bit scheme look smaller on it than
 on original weights.
@@ -17,18 +17,21 @@ from typing import Any, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
+from quantize.gguf_file import GgufFile, read_gguf
+from quantize.gguf_model import ROPE_FACTORS, dequantized
 from quantize.protocols import Progress
 from quantize.record import Record
 from quantize.sources._check import check_checkpoint
 from quantize.sources._digests import remembered_sha256
-from quantize.sources._gguf_file import GgufFile, read_gguf
 from quantize.sources._gguf_tokenizer import USE_ORIGINAL, build_tokenizer
 
-__all__ = ["Gguf", "to_checkpoint"]
+__all__ = ["SOURCE_FILE", "Gguf", "to_checkpoint"]
+
+#: The link to the original file, beside the checkpoint.
+SOURCE_FILE = "source.gguf"
 
 _FLOAT32_BYTES = 4
 _SPECIAL_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-_ROPE_FACTORS = ("rope_freqs", "rope_factors")
 
 
 class Gguf(Record):
@@ -47,7 +50,7 @@ class Gguf(Record):
     def facts(self) -> ModelFacts:
         """Exact, from the GGUF's header: sizes are those of the float32 checkpoint that it becomes."""
         gguf = read_gguf(Path(self.path))
-        shapes = {name: shape for name, shape in gguf.shapes.items() if not name.startswith(_ROPE_FACTORS)}
+        shapes = {name: shape for name, shape in gguf.shapes.items() if not name.startswith(ROPE_FACTORS)}
         parameters = sum(math.prod(shape) for shape in shapes.values())
         linears = Counter(
             "x".join(map(str, shape)) for name, shape in shapes.items() if name.startswith("blk.") and len(shape) == 2
@@ -65,10 +68,14 @@ class Gguf(Record):
         )
 
     def fetch(self, out: Path, progress: Progress) -> None:
-        """Convert the file into a checkpoint and check what came out."""
+        """Convert the file into a checkpoint, check what came out, and refer to the file beside it.
+
+        GGUF variants are made of the file itself, so that they keep what it says of itself (`convert`).
+        """
         progress(f"dequantizing {Path(self.path).name}", 0, None)
         to_checkpoint(Path(self.path), out)
         check_checkpoint(out, progress)
+        (out.parent / SOURCE_FILE).symlink_to(Path(self.path).resolve())
 
 
 def to_checkpoint(gguf: Path, out: Path) -> None:
@@ -83,39 +90,10 @@ def to_checkpoint(gguf: Path, out: Path) -> None:
     source = read_gguf(gguf)
     # The tokenizer first: it is cheap, and most files that must be refused are refused for it.
     tokenizer = build_tokenizer(source)
-    model = _unmarked(_dequantized(source), source)
+    model = _unmarked(dequantized(source, fix=USE_ORIGINAL), source)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-def _dequantized(source: GgufFile) -> Any:
-    """A `PreTrainedModel` on CPU in float32, still marked as read from GGUF."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    place = {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
-    try:
-        config = AutoConfig.from_pretrained(**place)
-        _refuse_lost_rope_scaling(config, source)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            **place, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise SourceError(
-            f"transformers cannot read this GGUF of architecture {source.architecture!r}: {error}",
-            where=str(source.path),
-            fix=USE_ORIGINAL,
-        ) from error
-    # transformers fills a weight that it did not find with random numbers and only warns.
-    lost = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
-    if lost:
-        raise SourceError(
-            f"{len(lost)} weights are not in the file as transformers needs them, {lost[0]} first.",
-            where=str(source.path),
-            fix=USE_ORIGINAL,
-        )
-    return loaded
 
 
 def _unmarked(loaded: Any, source: GgufFile) -> Any:
@@ -135,17 +113,3 @@ def _unmarked(loaded: Any, source: GgufFile) -> Any:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.generation_config = GenerationConfig.from_model_config(config)
     return model
-
-
-def _refuse_lost_rope_scaling(config: Any, source: GgufFile) -> None:
-    """The loader reads neither `rope.scaling.*` nor the factor tensors for most architectures, and says nothing."""
-    scaled = (source.hyperparameter("rope.scaling.type") or "none") != "none" or any(
-        name.startswith(_ROPE_FACTORS) for name in source.shapes
-    )
-    kept = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
-    if scaled and not kept:
-        raise SourceError(
-            "the rope scaling in this GGUF would be lost, and with it the model at long contexts.",
-            where=str(source.path),
-            fix=USE_ORIGINAL,
-        )

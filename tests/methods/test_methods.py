@@ -10,10 +10,11 @@ import pytest
 
 from quantize.calibrators import Self
 from quantize.methods import Awq, Gptq, Rtn
-from quantize.protocols import QuantizeJob
+from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"
+HOST = Host({}, Path("nowhere"))
 LINEARS = 4 * 7
 INT4 = replace(preset("W4A16"), group_size=64)
 PAIRS = {
@@ -59,7 +60,7 @@ def tensors_of(checkpoint):
 def quantize(method, scheme, out, tokens=None, *, witness=lambda _: None, ignore=("lm_head",)):
     out.mkdir()
     given = tokens if method.calibrated else None
-    method.quantize(QuantizeJob(TINY, out, scheme, ignore, given, "cpu", 0, witness, lambda *_: None))
+    method.quantize(QuantizeJob(TINY, out, scheme, ignore, given, "cpu", 0, witness, lambda *_: None, HOST))
     return out
 
 
@@ -181,6 +182,6 @@ def test_a_generation_config_that_transformers_would_refuse_to_save_is_kept(tmp_
     out = tmp_path / "out"
     out.mkdir()
     Rtn().quantize(
-        QuantizeJob(source, out, preset("W8A8"), ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None)
+        QuantizeJob(source, out, preset("W8A8"), ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None, HOST)
     )
     assert json.loads((out / "generation_config.json").read_text()) == settings

@@ -9,7 +9,7 @@ from quantize.artifact import Provenance
 from quantize.engines import Transformers
 from quantize.methods import Rtn
 from quantize.parts import StoreParts
-from quantize.protocols import EvaluateJob, QuantizeJob
+from quantize.protocols import EvaluateJob, Host, QuantizeJob
 from quantize.scheme import preset
 from quantize.store import Store
 
@@ -24,7 +24,9 @@ def baseline():
 @pytest.fixture(scope="session")
 def int8(tmp_path_factory):
     out = tmp_path_factory.mktemp("int8")
-    job = QuantizeJob(CHECKPOINT, out, preset("W8A8"), ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None)
+    job = QuantizeJob(
+        CHECKPOINT, out, preset("W8A8"), ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None, Host({}, out)
+    )
     Rtn().quantize(job)
     return Transformers().open(out, "cpu")
 

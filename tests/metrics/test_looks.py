@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -123,6 +124,17 @@ def test_rows_stand_in_the_order_of_the_answers_with_their_place_and_look(metric
         "stopped": None,
         "gate": None,
     }
+
+
+def test_progress_is_one_bar_over_all_items(metric, job_for, parts_in, baseline, tmp_path):
+    for _ in ("answered", "kept"):
+        bar = Mock()
+        metric.measure(job_for(baseline, look=LOOK_OF, parts=parts_in(tmp_path / "store"), progress=bar))
+        told = [call.args for call in bar.call_args_list]
+        assert {(what, total) for what, _, total in told} == {("items", COUNT)}
+        done = [number for _, number, _ in told]
+        assert done == sorted(done) and done[-1] == COUNT
+        assert set(done) >= {8, 16, 24}
 
 
 def test_a_killed_measurement_goes_on_after_its_last_kept_look(metric, job_for, parts_in, watched, tmp_path):

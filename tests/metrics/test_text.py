@@ -16,7 +16,7 @@ from quantize.evidence import TOKEN_ROWS
 from quantize.methods import Rtn
 from quantize.metrics import Text, _reference, text
 from quantize.metrics._rows import read_rows, write_rows
-from quantize.protocols import QuantizeJob
+from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama"
@@ -45,9 +45,11 @@ def quantized(request, tmp_path_factory):
     """
     out = tmp_path_factory.mktemp(request.param)
     scheme = preset(request.param)
-    Rtn().quantize(
-        QuantizeJob(TINY / "checkpoint", out, scheme, ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None)
+    host = Host({}, out)
+    job = QuantizeJob(
+        TINY / "checkpoint", out, scheme, ("lm_head",), None, "cpu", 0, lambda _: None, lambda *_: None, host
     )
+    Rtn().quantize(job)
     budget = 1 if request.param == "W8A8" else 8192
     return Transformers(max_batch_tokens=budget).open(out, "cpu")
 

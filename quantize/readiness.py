@@ -1,0 +1,59 @@
+"""Whether this machine has what the variants need: methods that run here, engines that serve them, environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantize.compatibility import verdict
+from quantize.device import Device
+from quantize.engines import EngineConfig
+from quantize.environments import locate, read
+from quantize.planner import needed_environments
+from quantize.recipe import Recipe, Variant
+
+__all__ = ["engine_name", "readiness"]
+
+
+def readiness(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
+    """Problems, each with its mend, and notes. With `force: true` a variant is tried in an engine that refuses it."""
+    problems: list[str] = []
+    notes: list[str] = []
+    expanded: dict[str, list[str]] = {}
+    for variant in variants:
+        refusal = variant.method.refusal(device.kind)
+        problems += [f"variants.{variant.name}: {refusal}"] if refusal else []
+        engine = engine_name(recipe.engine_of(variant), device)
+        found = verdict(variant.method.format, variant.resolved_scheme(), engine, device)
+        what = f"variants.{variant.name}: {engine} does not serve {variant.method.format} {variant.scheme} here"
+        if found.outcome == "no" and variant.force:
+            notes.append(f"{what}: {found.reason}. It is tried all the same (force: true)")
+        elif found.outcome == "no":
+            problems.append(
+                f"{what}: {found.reason}. {_sentence(found.mend)}, or try it all the same with `force: true`"
+            )
+        elif found.outcome == "slow":
+            expanded.setdefault(f"{found.reason} ({found.mend})", []).append(variant.name)
+    notes += [f"variants {', '.join(names)}: {why}" for why, names in expanded.items()]
+    return problems + _missing(recipe, device, variants), notes
+
+
+def engine_name(engine: EngineConfig, device: Device) -> str:
+    """The engine as the table of compatibility names it: with its environment where the stage itself runs in one."""
+    environment = engine.environment(device.kind) if engine.hosted else None
+    return f"{engine.kind}@{environment}" if environment is not None else engine.kind
+
+
+def _missing(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> list[str]:
+    """One sentence an environment that has to be made first."""
+    found = []
+    for name in needed_environments(recipe, variants, device.kind):
+        environment = locate(name, recipe.environments)
+        if environment.python is None:
+            pins = read(name)
+            cost = f"about {pins.minutes:g} minutes and {pins.gigabytes:g} GB"
+            found.append(f"the environment {name} is not made: run `{environment.command}` ({cost})")
+    return found
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,42 @@
+"""Who is told what happens in a run."""
+
+from __future__ import annotations
+
+from quantize.artifact import Manifest
+from quantize.errors import StageFailed
+from quantize.plan import Plan, Stage
+from quantize.protocols import Progress
+
+__all__ = ["Watcher"]
+
+
+class Watcher:
+    """Told what happens. `display.py` has the ones that draw; this one is silent."""
+
+    def plan(self, plan: Plan) -> None:
+        """The stages to come."""
+
+    def reused(self, stage: Stage) -> None:
+        """The stage was committed before."""
+
+    def started(self, stage: Stage) -> None:
+        """The stage's process starts."""
+
+    def waiting(self, stage: Stage, owner: str) -> None:
+        """Another process has the stage's lease."""
+
+    def progress(self, stage: Stage) -> Progress:
+        """Where the stage's own progress goes."""
+        return lambda _what, _done, _total: None
+
+    def finished(self, stage: Stage, manifest: Manifest) -> None:
+        """The stage is committed."""
+
+    def failed(self, stage: Stage, error: StageFailed) -> None:
+        """The stage failed; its variant is out."""
+
+    def note(self, sentence: str) -> None:
+        """Anything else that a user wants to know while waiting."""
+
+    def close(self) -> None:
+        """The run is over, well or badly."""
