@@ -233,6 +233,7 @@ def _proven(proof: Proof) -> Finding:
         outcome=proof.outcome,
         sentence=" ".join(proof.sentences),
         numbers=dict(proof.numbers),
+        detail=proof.tail,
     )
 
 

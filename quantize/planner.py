@@ -161,7 +161,7 @@ class _Maker:
         found: list[Baseline] = []
         for engine in engines:
             if all(baseline.engine != engine for baseline in found):
-                suffix = _suffix(engine, found)
+                suffix = _suffix(engine, self.device.kind, found)
                 found.append(self._baseline(engine, suffix, forms))
         return tuple(found)
 
@@ -331,12 +331,12 @@ def _of(engine: EngineConfig, baselines: tuple[Baseline, ...]) -> Baseline:
     return next(baseline for baseline in baselines if baseline.engine == engine)
 
 
-def _suffix(engine: EngineConfig, others: Sequence[Baseline]) -> str:
-    """What tells this engine's baseline from the others': its kind, and a digest where two are of one kind."""
+def _suffix(engine: EngineConfig, device: str, others: Sequence[Baseline]) -> str:
+    """What tells this engine's baseline from the others': where it runs, and a digest where two run there."""
     if not others:
         return ""
-    kinds = [baseline.engine.kind for baseline in others]
-    return f"@{engine.kind}" if engine.kind not in kinds else f"@{engine.kind}-{engine.digest()[:6]}"
+    name = f"@{engine.environment(device) or engine.kind}"
+    return name if all(baseline.suffix != name for baseline in others) else f"{name}-{engine.digest()[:6]}"
 
 
 def _dump(value: Any) -> Any:

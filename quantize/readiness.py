@@ -34,7 +34,22 @@ def readiness(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> tu
         elif found.outcome == "slow":
             expanded.setdefault(f"{found.reason} ({found.mend})", []).append(variant.name)
     notes += [f"variants {', '.join(names)}: {why}" for why, names in expanded.items()]
+    notes += _mixed_targets(recipe, device, variants)
     return problems + _missing(recipe, device, variants), notes
+
+
+def _mixed_targets(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> list[str]:
+    """One sentence a deployment target whose variants are measured in several engines."""
+    engines = {variant.name: engine_name(recipe.engine_of(variant), device) for variant in variants}
+    found = []
+    for target, rule in recipe.registry.targets.items():
+        mixed = sorted({engines[name] for name in rule.from_ if name in engines})
+        if len(mixed) > 1:
+            found.append(
+                f"registry.targets.{target}: its variants are measured in {', '.join(mixed)}, and arms of different "
+                "engines are never compared: what it serves once is replaced from another engine by hand only"
+            )
+    return found
 
 
 def engine_name(engine: EngineConfig, device: Device) -> str:

@@ -16,7 +16,7 @@ from quantize import __version__, faults
 from quantize.actor import actor
 from quantize.artifact import Manifest
 from quantize.attempts import Ledger, basis, note
-from quantize.errors import QuantizeError, StageFailed, StoreError
+from quantize.errors import StageFailed, StoreError
 from quantize.evidence import Evidence
 from quantize.gates import Limit
 from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
@@ -323,10 +323,19 @@ class Runner:
             environment=stage.hosted,
         )
 
-    def _error(self, way: VariantPlan, error: QuantizeError) -> Verdict:
+    def _error(self, way: VariantPlan, error: StageFailed) -> Verdict:
         """A verdict for a variant that a stage stopped. It names no artifact, so nothing can be promoted by it."""
+        # What an engine's process wrote comes below the first line.
+        what, _, log = error.what.partition("\n")
+        told = StageFailed(what, where=error.where, fix=error.fix)
         finding = Finding(
-            gate="every stage runs", kind="stage", metric="stage", outcome="error", sentence=str(error), numbers={}
+            gate="every stage runs",
+            kind="stage",
+            metric="stage",
+            outcome="error",
+            sentence=str(told),
+            numbers={},
+            detail=log or error.tail,
         )
         return Verdict(
             variant=way.variant.name,

@@ -288,6 +288,6 @@ STAGES: dict[str, StageKind] = {
     "imatrix": StageKind(1, imatrix),
     "quantize": StageKind(2, quantize),  # the witness fingerprints every format
     "prove": StageKind(2, prove),  # in the serving engine, with its own tokenizer, template and stop
-    "evaluate": StageKind(2, evaluate),  # in looks of a seeded order, with parts; more columns in the rows
-    "judge": StageKind(2, judge),  # clusters, early stopping, attempts, noise floor, overlap
+    "evaluate": StageKind(3, evaluate),  # texts have a column for engines that give the likeliest tokens only
+    "judge": StageKind(3, judge),  # evidence knows format and memory, findings the end of a log
 }

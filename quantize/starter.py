@@ -1,7 +1,8 @@
 """`quantize init MODEL`: a starter recipe for this model and this machine.
 
-The variants follow from the hardware that will serve them: FP8 needs compute capability 8.9 (Ada, Hopper), INT8 and
-INT4 run on anything since 8.0 and on CPUs. Group sizes follow from the model's own shapes.
+The variants follow from this machine's hardware: FP8 arithmetic needs compute capability 8.9 (Ada, Hopper), INT8 and
+INT4 load everywhere in transformers, which measures them here. What another engine has no kernels for, `plan` says once
+a variant names that engine. Group sizes follow from the model's own shapes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ _WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 class Finding(Record):
     """One gate's result. `numbers` holds what the sentence rests on; `advisory` findings never block.
 
-    `looks` is the confidence sequence of a sample that was looked at while it grew.
+    `looks` is the confidence sequence of a sample that was looked at while it grew; `detail` the end of the log of what
+    failed.
     """
 
     version: Literal[2] = 2
@@ -37,6 +38,7 @@ class Finding(Record):
     numbers: dict[str, float | int | str | None]
     advisory: bool = False
     looks: list[Look] = Field(default_factory=list)
+    detail: str = ""
 
 
 class Verdict(Record):

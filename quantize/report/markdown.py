@@ -26,6 +26,8 @@ def _section(section: Section) -> list[str]:
     for finding in section.findings:
         advisory = ", advisory" if finding.advisory else ""
         lines.append(f"- **{_MARKS[finding.outcome]}**{advisory}: {finding.sentence}")
+        if finding.detail:
+            lines += ["", "  ```", *(f"  {line}" for line in finding.detail.splitlines()), "  ```", ""]
     if section.decision:
         lines += ["", section.decision]
     if section.sentences:

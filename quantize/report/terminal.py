@@ -60,6 +60,8 @@ def _print_section(console: Console, section: Section) -> None:
         mark = f"  {_MARKS[finding.outcome]} "
         advisory = " (advisory)" if finding.advisory else ""
         say(console, mark, f"{finding.sentence}{advisory}", mark_style=_COLOURS[finding.outcome])
+        for line in finding.detail.splitlines():
+            say(console, "    | ", line, style="dim", mark_style="dim")
     if section.decision:
         say(console, "  → ", section.decision)
     for sentence in section.sentences:
