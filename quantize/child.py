@@ -19,18 +19,22 @@ from typing import Self
 from quantize import guard
 from quantize.errors import EngineLost, QuantizeError
 
-__all__ = ["KNOWN_CAUSES", "Child", "died", "link_to_package", "run"]
+__all__ = ["KNOWN_CAUSES", "Child", "died", "link_to_package", "run", "without_secrets"]
 
 _POLL_SECONDS = 0.1
+_SIGNALS = {int(number) for number in signal.Signals}
 _TAIL_LINES = 15
+_SECRET = re.compile("TOKEN|PASSWORD|SECRET|CREDENTIAL|API_KEY|ACCESS_KEY", re.IGNORECASE)
 
-#: What a log shows (a regular expression) -> what it means, and what would mend it. The first that is found counts.
+#: What a log shows (a regular expression) -> what it means, and what would mend it. The first that is found counts. All
+#: of these are the machine's, not the artifact's: another time it may go well.
 KNOWN_CAUSES: dict[str, str] = {
     r"CUDA out of memory|OutOfMemoryError|Cannot allocate memory|MemoryError|std::bad_alloc|failed to allocate": (
         "there is not enough memory: use a larger device, a smaller context length, or fewer sequences at once"
     ),
     r"No space left on device": "the disk is full: free some space (`quantize gc` shows what can go)",
     r"[Aa]ddress already in use": "its port was taken meanwhile: run again",
+    r"No module named": "its environment lacks a package: make it again (`quantize env create NAME --force`)",
 }
 
 
@@ -66,7 +70,7 @@ class Child:
     def returncode(self) -> int | None:
         """The command's status, a signal as its negative number; None while it runs."""
         status = self._process.poll()
-        return status if status is None or status <= 128 else 128 - status
+        return 128 - status if status is not None and status - 128 in _SIGNALS else status
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
         """The last lines of what it wrote."""
@@ -123,7 +127,7 @@ def run(
 def died(child: Child, known: Mapping[str, str] | None = None) -> QuantizeError:
     """Why a child ended: its signal or status, the known cause that its log shows, and the log's tail.
 
-    An EngineLost where it was killed: that says nothing of what it was given.
+    An EngineLost where a signal ended it, or the cause is the machine's: that says nothing of what it was given.
 
     `known` are causes of one engine, looked for before the general ones.
     """
@@ -136,10 +140,17 @@ def died(child: Child, known: Mapping[str, str] | None = None) -> QuantizeError:
         how = f"ended with status {status}"
     text = child.tail(400)
     causes = {**(known or {}), **KNOWN_CAUSES}
-    hint = next((cause for pattern, cause in causes.items() if re.search(pattern, text)), None)
+    pattern = next((pattern for pattern in causes if re.search(pattern, text)), None)
+    hint = causes[pattern] if pattern is not None else None
     sentence = f"{child.what} {how}" + (f": {hint}." if hint else ".")
-    kind = EngineLost if status == -signal.SIGKILL else QuantizeError
+    lost = (status is not None and status < 0) or pattern in KNOWN_CAUSES
+    kind = EngineLost if lost else QuantizeError
     return kind(f"{sentence}\n{child.tail()}" if text else sentence, where=str(child.log))
+
+
+def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what lets its holder in somewhere: an engine that is offline needs no token."""
+    return {name: value for name, value in variables.items() if not _SECRET.search(name)}
 
 
 def link_to_package(folder: Path) -> Path:

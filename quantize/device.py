@@ -16,6 +16,10 @@ from quantize.errors import UsageError
 __all__ = ["Device", "capability", "choose", "cpu_features", "gpus"]
 
 
+#: CPU flags by which kernels are chosen, the widest first.
+_INSTRUCTIONS = ("amx_tile", "avx512f", "avx2", "asimd")
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """`kind` is torch's device string, `name` the product's, `memory` in bytes (None where unknown).
@@ -29,6 +33,13 @@ class Device:
     memory: int | None
     capability: tuple[int, int] | None = None
     features: frozenset[str] = frozenset()
+
+    @property
+    def instructions(self) -> str | None:
+        """The widest instructions of a CPU, as far as they are known; None on a GPU, whose name says it all."""
+        if self.kind != "cpu":
+            return None
+        return next((name for name in _INSTRUCTIONS if name in self.features), "plain")
 
     @property
     def device_class(self) -> str:

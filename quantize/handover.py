@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantize.errors import RegistryError
 from quantize.plan import VariantPlan
 from quantize.protocols import Registry, VersionState
 from quantize.record import digest, file_sha256
-from quantize.run import Runner, RunRecord
+from quantize.run import Runner
 from quantize.serving import Served, describe, pick_draft, write_serving
 from quantize.store import read_manifest, writing
 
@@ -35,8 +35,8 @@ def fetch_serving(registry: Registry, version: VersionState, out: Path) -> None:
         return
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         fetched = registry.fetch(run, SERVING, Path(scratch))
-        paths = [path for path in fetched.iterdir() if path.is_file()]
-        if _digest(paths) != wanted:
+        paths = list(fetched.iterdir())
+        if any(path.is_symlink() or not path.is_file() for path in paths) or _digest(paths) != wanted:
             raise RegistryError(
                 "its serving files are not those that were written for it.",
                 where=f"{registry.name} version {version.version}",
@@ -51,13 +51,17 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest({path.name: file_sha256(path) for path in paths})
 
 
-def hand_over(runner: Runner, record: RunRecord, variant: str, name: str) -> list[Path]:
+def hand_over(runner: Runner, variant: str, name: str, versions: Mapping[str, str]) -> list[Path]:
     """Write the files for a variant of the registered model `name` into the run's folder; returns where they lie.
 
-    Another variant of the same run that passed and is less than half as large becomes its draft.
+    They name versions by number, because an alias moves on. `versions` has this variant's, and those of the variants
+    that were promoted in the same run: one that is less than half as large becomes its draft.
     """
-    passed = {one.name for one in record.variants if one.verdict.outcome == "pass"} | {variant}
-    known = {way.variant.name: _served(runner, way, name) for way in runner.plan.variants if way.variant.name in passed}
+    known = {
+        way.variant.name: _served(runner, way, name, versions[way.variant.name])
+        for way in runner.plan.variants
+        if way.variant.name in versions
+    }
     served = known[variant]
     engine = next(way.baseline.engine for way in runner.plan.variants if way.variant.name == variant)
     texts = write_serving(
@@ -79,11 +83,11 @@ def hand_over(runner: Runner, record: RunRecord, variant: str, name: str) -> lis
     return paths
 
 
-def _served(runner: Runner, way: VariantPlan, name: str) -> Served:
+def _served(runner: Runner, way: VariantPlan, name: str, version: str) -> Served:
     """The artifact of a variant as those who serve it see it."""
     directory = runner.store.path("quantize", way.quantize.key)
     manifest = read_manifest(directory)
     weights = manifest.weight_bytes() if manifest is not None else 0
     variant = way.variant
     scheme = variant.resolved_scheme()
-    return describe(directory / "checkpoint", name, variant.name, variant.method.format, scheme, weights)
+    return describe(directory / "checkpoint", name, version, variant.method.format, scheme, weights)

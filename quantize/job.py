@@ -82,7 +82,11 @@ def execute(
     recipe = loaded.recipe
     device = choose(recipe.resources.device)
     if create_environments:
-        for name in needed_environments(recipe, chosen_variants(recipe, only), device.kind):
+        variants = tuple(chosen_variants(recipe, only))
+        before = check(recipe, recipe.model.facts(), device, store_path, variants, environments=False)
+        if before.problems:  # said before gigabytes are fetched
+            raise RecipeError([f"{path}: {problem}" for problem in before.problems])
+        for name in needed_environments(recipe, variants, device.kind):
             if locate(name, recipe.environments).python is None:
                 create(name, watcher.note)
     plan = make_plan(loaded, device, only)

@@ -152,7 +152,9 @@ class _Maker:
                 "libraries": {library: _version(library) for library in asked},
                 "device": self.device.device_class if on_device else None,
                 "threads": self.recipe.resources.threads if on_device else None,
-                **({"environments": environments} if environments else {}),
+                # Engines that are compiled for a machine, or choose their kernels by it, answer as its instructions let
+                # them; what runs in the program's own environment is float32 on any CPU.
+                **({"environments": environments, "instructions": self.device.instructions} if environments else {}),
             }
         )
 
@@ -160,7 +162,7 @@ class _Maker:
         """The baseline in every engine that is used, each once, in the order of first use."""
         found: list[Baseline] = []
         for engine in engines:
-            if all(baseline.engine != engine for baseline in found):
+            if all(_settings(baseline.engine) != _settings(engine) for baseline in found):
                 suffix = _suffix(engine, self.device.kind, found)
                 found.append(self._baseline(engine, suffix, forms))
         return tuple(found)
@@ -182,10 +184,8 @@ class _Maker:
 
     def prove(self, name: str, engine: EngineConfig, inputs: dict[str, Stage]) -> Stage:
         """The stage in which an engine loads what was made and answers as it did in memory."""
-        config = {"engine": engine}
-        return self.stage(
-            "prove", name, config, {"engine": _dump(engine)}, inputs, engine.libraries, needs=self._of_engine(engine)
-        )
+        config, needs = {"engine": engine}, self._of_engine(engine)
+        return self.stage("prove", name, config, {"engine": _settings(engine)}, inputs, engine.libraries, needs=needs)
 
     def _of_engine(self, engine: EngineConfig) -> Needs:
         name = engine.environment(self.device.kind)
@@ -210,7 +210,7 @@ class _Maker:
         identity = self.identities[metric.name]
         asked = {
             "metric": identity,
-            "engine": _dump(engine),
+            "engine": _settings(engine),
             "arm": arm,
             # Not the recipe's: another order, or other sampled answers, must not be had for the asking.
             "seed": int(self.datasets[metric.name][:8], 16) + noise if metric.paired else 0,
@@ -328,7 +328,7 @@ class _Forms:
 
 
 def _of(engine: EngineConfig, baselines: tuple[Baseline, ...]) -> Baseline:
-    return next(baseline for baseline in baselines if baseline.engine == engine)
+    return next(baseline for baseline in baselines if _settings(baseline.engine) == _settings(engine))
 
 
 def _suffix(engine: EngineConfig, device: str, others: Sequence[Baseline]) -> str:
@@ -337,6 +337,11 @@ def _suffix(engine: EngineConfig, device: str, others: Sequence[Baseline]) -> st
         return ""
     name = f"@{engine.environment(device) or engine.kind}"
     return name if all(baseline.suffix != name for baseline in others) else f"{name}-{engine.digest()[:6]}"
+
+
+def _settings(engine: EngineConfig) -> dict[str, Any]:
+    """An engine's settings as far as an answer may depend on them: how long to wait for one is none."""
+    return engine.model_dump(mode="json", by_alias=True, exclude={"load_seconds", "request_seconds"})
 
 
 def _dump(value: Any) -> Any:

@@ -73,8 +73,13 @@ def check(
     store: Path,
     variants: tuple[Variant, ...],
     attempts: Mapping[str, int] | None = None,
+    *,
+    environments: bool = True,
 ) -> Preflight:
-    """Look for what would make a run fail late or decide nothing. `attempts` by variant; the first where not known."""
+    """Look for what would make a run fail late or decide nothing. `attempts` by variant; the first where not known.
+
+    Without `environments`, missing ones are no problem: they are going to be made.
+    """
     problems: list[str] = []
     notes: list[str] = [f"not known before fetching: {what}" for what in facts.unknown]
     for variant in variants:
@@ -82,7 +87,7 @@ def check(
         told = variant.method.notes(variant.resolved_scheme(), facts) if isinstance(variant.method, Gguf) else []
         notes += [f"variants.{variant.name}: {note}" for note in told]
         problems += [f"variants.{variant.name}: {problem}" for problem in found]
-    lacking, remarks = readiness(recipe, device, variants)
+    lacking, remarks = readiness(recipe, device, variants, environments=environments)
     problems += lacking
     notes += remarks
     for gate in recipe.gates:

@@ -14,8 +14,13 @@ from quantize.recipe import Recipe, Variant
 __all__ = ["engine_name", "readiness"]
 
 
-def readiness(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
-    """Problems, each with its mend, and notes. With `force: true` a variant is tried in an engine that refuses it."""
+def readiness(
+    recipe: Recipe, device: Device, variants: Sequence[Variant], *, environments: bool = True
+) -> tuple[list[str], list[str]]:
+    """Problems, each with its mend, and notes. With `force: true` a variant is tried in an engine that refuses it.
+
+    Missing `environments` are problems unless they are going to be made.
+    """
     problems: list[str] = []
     notes: list[str] = []
     expanded: dict[str, list[str]] = {}
@@ -35,7 +40,7 @@ def readiness(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> tu
             expanded.setdefault(f"{found.reason} ({found.mend})", []).append(variant.name)
     notes += [f"variants {', '.join(names)}: {why}" for why, names in expanded.items()]
     notes += _mixed_targets(recipe, device, variants)
-    return problems + _missing(recipe, device, variants), notes
+    return problems + (_missing(recipe, device, variants) if environments else []), notes
 
 
 def _mixed_targets(recipe: Recipe, device: Device, variants: Sequence[Variant]) -> list[str]:

@@ -115,12 +115,8 @@ class _Release:
             params = variant_params(self.runner, variant.name)
             self.registry.log(run, params, variant_metrics(variant.evidence), files)
             version = self._publish(variant, run)
-            decision = self._decide(variant, version, run)
-            if decision.action == "promote":
-                serving = hand_over(self.runner, self.record, variant.name, self.registry.name)
-                self.registry.log(run, {}, {}, {SERVING: serving})
-                self.registry.tag(version.version, serving_tags(serving))
-            self.decided.append((version, decision))
+            self.decided.append((version, self._decide(variant, version, run)))
+        self._hand_over()
         promoted = {decision.variant for _, decision in self.decided if decision.action == "promote"}
         ask = Challenge(self.registry, self.runner, self.record, self.versions)
         point_targets(self.registry, self.registry.targets, promoted, ask.may_serve)
@@ -168,6 +164,16 @@ class _Release:
                 self.registry.end_run(self.open.pop(), "FAILED")
         except RegistryError:
             self.open.clear()
+
+    def _hand_over(self) -> None:
+        """Lay beside every version that passed how to serve it: a person may promote one that was held."""
+        passed = [(version, decision) for version, decision in self.decided if decision.outcome == "pass"]
+        promoted = {d.variant: version.version for version, d in passed if d.action == "promote"}
+        for version, decision in passed:
+            known = {**promoted, decision.variant: version.version}
+            files = hand_over(self.runner, decision.variant, self.registry.name, known)
+            self.registry.log(decision.run, {}, {}, {SERVING: files})
+            self.registry.tag(version.version, serving_tags(files))
 
     def _start(self, name: str, tags: dict[str, str]) -> str:
         run = self.registry.start_run(name, self.parent or None, {**tags, "run": self.record.run})

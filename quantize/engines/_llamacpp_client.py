@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -13,13 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.child import Child, died
+from quantize import child
+from quantize.child import Child, died, without_secrets
 from quantize.errors import EngineLost, QuantizeError
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["KNOWN_CAUSES", "Client"]
+
+_NO_GPU = r"without GPU support"
 
 #: What llama.cpp's log shows -> what it means. See `child.died`.
 KNOWN_CAUSES = {
@@ -36,17 +40,16 @@ KNOWN_CAUSES = {
     r"unknown pre-tokenizer type": (
         "this llama.cpp does not know the model's tokenizer: let the environment have a newer llama.cpp"
     ),
-    r"without GPU support": (
+    _NO_GPU: (
         "set resources.device to cpu, or let the environment have a llama-cpp-python that was built with CUDA "
         "(CMAKE_ARGS=-DGGML_CUDA=on)"
     ),
-    r"No module named 'llama_cpp'": "the environment lacks llama-cpp-python: make it again (`quantize env create`)",
 }
 
 _POLL_SECONDS = 0.05
 _END_SECONDS = 10.0
-#: A question is a few hundred items at most. One that takes longer than this is a hang.
-_ANSWER_SECONDS = 3600.0
+#: Bytes that an address of a socket may have on every system, the file's name included.
+_LONGEST_ADDRESS = 100
 
 
 class Client:
@@ -56,9 +59,10 @@ class Client:
     while it is asked.
     """
 
-    def __init__(self, python: Path, options: dict[str, Any], log: Path, seconds: float) -> None:
+    def __init__(self, python: Path, options: dict[str, Any], log: Path, seconds: float, answer_seconds: float) -> None:
+        self._answer_seconds = answer_seconds
         self._where = str(options["model"])
-        self._folder = Path(tempfile.mkdtemp(prefix="quantize-"))
+        self._folder = _short_folder()
         self._connection: socket.socket | None = None
         # A socket, because the process's own output is llama.cpp's to write into.
         listener = socket.socket(socket.AF_UNIX)
@@ -68,7 +72,7 @@ class Client:
             listener.bind(str(address))
             listener.listen(1)
             command: list[str | Path] = [python, "-I", script, address, json.dumps(options)]
-            self._child = Child(command, log, what="llama.cpp")
+            self._child = Child(command, log, env=without_secrets(os.environ), what="llama.cpp")
             try:
                 self._connection = self._accept(listener, seconds)
                 self._stream: Any = self._connection.makefile("rwb", buffering=1 << 20)
@@ -97,7 +101,7 @@ class Client:
                         fix="If the disk is that slow, raise the engine's load_seconds.",
                     ) from None
             else:
-                connection.settimeout(_ANSWER_SECONDS)
+                connection.settimeout(self._answer_seconds)
                 return connection
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -139,9 +143,12 @@ class Client:
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             text = f"{self._child.tail(400)}\n{reply['error']}"
-            hint = next((cause for pattern, cause in KNOWN_CAUSES.items() if re.search(pattern, text)), None)
-            sentence = f"{reply['error']}{': ' + hint if hint else ''}."
-            raise QuantizeError(f"{sentence}\n{self._child.tail()}", where=self._where)
+            causes = {**KNOWN_CAUSES, **child.KNOWN_CAUSES}
+            pattern = next((pattern for pattern in causes if re.search(pattern, text)), "")
+            sentence = f"{reply['error']}{': ' + causes[pattern] if pattern else ''}."
+            # Of memory, or a build without GPUs, the file is not to blame.
+            kind = EngineLost if pattern in child.KNOWN_CAUSES or pattern == _NO_GPU else QuantizeError
+            raise kind(f"{sentence}\n{self._child.tail()}", where=self._where)
         return reply
 
     def _ended(self) -> QuantizeError:
@@ -151,7 +158,11 @@ class Client:
             time.sleep(_POLL_SECONDS)
         if self._child.running:
             self._child.close()
-            return EngineLost("llama.cpp did not answer and was stopped.", where=self._where)
+            return EngineLost(
+                f"llama.cpp did not answer within {self._answer_seconds:.0f} seconds and was stopped.",
+                where=self._where,
+                fix="If the machine is that slow, raise the engine's request_seconds.",
+            )
         return died(self._child, KNOWN_CAUSES)
 
     def close(self) -> None:
@@ -161,3 +172,12 @@ class Client:
                 self._stream.close()
             self._connection.close()
         self._child.close()
+
+
+def _short_folder() -> Path:
+    """A new private folder for a socket; the system's own place where TMPDIR is too deep for a socket's address."""
+    folder = Path(tempfile.mkdtemp(prefix="quantize-"))
+    if len(os.fsencode(folder / "socket")) <= _LONGEST_ADDRESS:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="quantize-", dir=Path("/tmp")))  # noqa: S108 (mkdtemp makes it private)

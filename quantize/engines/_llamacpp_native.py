@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from quantize.child import Child, died
+from quantize.child import Child, died, without_secrets
 from quantize.engines._llamacpp_client import KNOWN_CAUSES
 from quantize.errors import EngineLost, MissingDependency, QuantizeError
 
@@ -38,13 +39,16 @@ class Native:
         self._model = str(options["model"])
         address = log.resolve() / f"llamacpp-server-{uuid.uuid4().hex}.address"
         port = _free_port()
-        serving = {**options, "parallel": 1, "port": port}
+        # Of numbers it is asked none, and the GPU has the model already.
+        serving = {**options, "gpu_layers": 0, "parallel": 1, "port": port}
         if python is not None:
             script = Path(__file__).with_name("_llamacpp_server.py")
             command: list[str | Path] = [python, "-I", script, address, json.dumps(serving)]
         else:
             command = _llama_server(serving)
-        self._child = Child(command, log / "llamacpp-server.log", what="llama.cpp's server")
+        self._child = Child(
+            command, log / "llamacpp-server.log", env=without_secrets(os.environ), what="llama.cpp's server"
+        )
         try:
             self._port = port if python is None else self._listening(address, engine.load_seconds)
             self._wait(engine.load_seconds)

@@ -63,7 +63,9 @@ class LlamaCppSession:
         }
         self._engine, self._host = engine, host
         python = host.interpreters["llamacpp"]
-        self._client = Client(python, self._options, host.log / "llamacpp.log", engine.load_seconds)
+        self._client = Client(
+            python, self._options, host.log / "llamacpp.log", engine.load_seconds, engine.request_seconds
+        )
         self._facts = self._client.facts
         self._lazy: LazyLogits | None = None  # see `hidden`
 

@@ -36,7 +36,8 @@ class Client:
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to one request; None where a number in it was not finite.
 
-        Raises QuantizeError that names the request when the server refuses it, dies, or keeps silent.
+        Raises QuantizeError that names the request when the server refuses it or dies, EngineLost when it was killed
+        or keeps silent.
         """
         what = _name(path, body)
         status, text = self._send("POST", path, json.dumps(body).encode(), what)
@@ -44,7 +45,7 @@ class Client:
             if _NOT_FINITE in text:
                 return None
             if status >= 500:  # the server outlives its engine for a moment, and then ends
-                raise self._server.silence(what, text)
+                raise self._server.silence(what, text, refused=True)
             raise QuantizeError(f"vLLM's server refuses {what} (status {status}): {text}")
         try:
             answer: dict[str, Any] = json.loads(text)
@@ -94,7 +95,8 @@ class Client:
             connection = self._own.connection = HTTPConnection(HOST, self._server.port, timeout=self._seconds)
             self._opened.append(connection)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            kind = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, body, {**self._server.headers, **kind})
             response = connection.getresponse()
             return response.status, response.read().decode("utf-8", errors="replace")
         except BaseException:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantize.child import Child, died
-from quantize.errors import QuantizeError
+from quantize.child import Child, died, without_secrets
+from quantize.errors import EngineLost, QuantizeError
 from quantize.handed import Host
 
 __all__ = ["CAUSES", "HOST", "Server", "free_port"]
 
 HOST = "127.0.0.1"
+
+#: What vLLM's log shows where one of its workers was killed: the server itself then ends with a status.
+_KILLED = r"exit code: -9\)"
+_TAKEN = r"Free memory on device .* less than desired"
 
 #: What vLLM's log shows (a regular expression) -> what it means and what would mend it. The first that is found counts.
 CAUSES: dict[str, str] = {
@@ -41,7 +46,7 @@ CAUSES: dict[str, str] = {
         "vLLM's kernels for this scheme and dtype use instructions (AVX-512, AMX) that this CPU or its virtual machine "
         "refuses: use another dtype, another scheme, or another machine"
     ),
-    r"exit code: -9\)": "a worker was killed (SIGKILL); the usual cause is memory: see what `quantize plan` estimates",
+    _KILLED: "a worker was killed (SIGKILL); the usual cause is memory: see what `quantize plan` estimates",
     r"Worker proc \S+ died unexpectedly": (
         "a worker died of a signal; on CPUs the usual causes are kernels that use instructions (AVX-512, AMX) which "
         "the CPU or its virtual machine refuses, and memory: use another dtype or scheme, or another machine"
@@ -57,9 +62,7 @@ CAUSES: dict[str, str] = {
         "the key-value cache does not hold one request: lower max_model_len, or raise kv_cache_gib (CPU) or "
         "gpu_memory_utilization (GPU)"
     ),
-    r"Free memory on device .* less than desired": (
-        "another process holds the GPU's memory: end it, or lower gpu_memory_utilization"
-    ),
+    _TAKEN: ("another process holds the GPU's memory: end it, or lower gpu_memory_utilization"),
 }
 
 #: The line of a traceback that says what went wrong.
@@ -71,7 +74,7 @@ _POLL_SECONDS = 0.2
 #: How long a server that stopped answering may take to end, so that its end can be told apart from its silence.
 _LAST_SECONDS = 15.0
 #: Variables that would change what the server computes or where it looks, if ours went through.
-_DROPPED = ("PYTHONPATH", "PYTHONHOME", "LD_PRELOAD")
+_DROPPED = ("PYTHONPATH", "PYTHONHOME", "LD_PRELOAD", "VLLM_")
 
 
 class Server:
@@ -79,6 +82,8 @@ class Server:
 
     def __init__(self, python: Path, arguments: list[str], variables: Mapping[str, str], host: Host) -> None:
         self.port = free_port()
+        # Nobody else's server has this name and key: one that took the port meanwhile is not taken for ours.
+        self.name, self.key = (secrets.token_hex(8) for _ in range(2))
         command: list[str | Path] = [
             python,
             "-m",
@@ -87,45 +92,60 @@ class Server:
             HOST,
             "--port",
             str(self.port),
+            "--served-model-name",
+            self.name,
         ]
         self.child = Child(
             [*command, *arguments],
             host.log / f"vllm-{self.port}.log",
-            env=_environment(variables, host),
+            env=_environment({**variables, "VLLM_API_KEY": self.key}, host),
             what="vLLM's server",
         )
 
     def ready(self, seconds: float) -> None:
-        """Wait until it answers. Raises QuantizeError when it ends before, or after `seconds`; it is ended then."""
+        """Wait until it answers.
+
+        Raises QuantizeError when it ends before, EngineLost when it was killed or is not ready after `seconds`; it is
+        ended then.
+        """
         deadline = time.monotonic() + seconds
         while not self._healthy():
             if not self.child.running:
                 raise self._death()
             if time.monotonic() > deadline:
                 self.child.close()
-                raise QuantizeError(
+                raise EngineLost(
                     f"vLLM's server was not ready within {seconds:.0f} seconds and was stopped.\n{self.child.tail()}",
                     where=str(self.child.log),
                     fix="If it was still loading, raise the engine's load_seconds.",
                 )
             time.sleep(_POLL_SECONDS)
 
-    def silence(self, what: str, error: object) -> QuantizeError:
-        """The error for a request that got no answer: why the server died, if it did, else what was seen."""
+    def silence(self, what: str, error: object, *, refused: bool = False) -> QuantizeError:
+        """The error for a request that got no answer: why the server died, if it did, else what was seen.
+
+        An EngineLost where it lives and says nothing; not where it `refused`, which is an answer.
+        """
         deadline = time.monotonic() + _LAST_SECONDS
         while self.child.running and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         if not self.child.running:
             return self._death()
-        return QuantizeError(
-            f"vLLM's server gave no answer to {what}: {error}\n{self.child.tail()}", where=str(self.child.log)
-        )
+        kind = QuantizeError if refused else EngineLost
+        return kind(f"vLLM's server gave no answer to {what}: {error}\n{self.child.tail()}", where=str(self.child.log))
 
     def _death(self) -> QuantizeError:
         """Why it ended. The log's end is about what vLLM tidied up; its first error says more."""
         error = died(self.child, CAUSES)
-        first = _ERROR.search(self.child.tail(2000))
-        return QuantizeError(error.what, where=error.where, fix=f"The first error: {first[1]}" if first else error.fix)
+        text = self.child.tail(2000)
+        first = _ERROR.search(text)
+        kind = EngineLost if isinstance(error, EngineLost) or re.search(f"{_KILLED}|{_TAKEN}", text) else QuantizeError
+        return kind(error.what, where=error.where, fix=f"The first error: {first[1]}" if first else error.fix)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request says: the key that only we know."""
+        return {"Authorization": f"Bearer {self.key}"}
 
     def peak(self) -> int:
         """The most bytes that one of its processes has had resident: the one that holds the weights, on CPUs."""
@@ -162,8 +182,10 @@ class Server:
 
         connection = HTTPConnection(HOST, self.port, timeout=5)
         try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
+            connection.request("GET", "/v1/models", headers=self.headers)
+            response = connection.getresponse()
+            text = response.read()
+            return response.status == 200 and self.name.encode() in text
         except (OSError, HTTPException):
             return False
         finally:
@@ -180,7 +202,7 @@ def free_port() -> int:
 def _environment(variables: Mapping[str, str], host: Host) -> dict[str, str]:
     """Ours without what would reach into another interpreter; nothing is fetched, and nothing is reported."""
     threads = host.threads or len(os.sched_getaffinity(0))
-    own = {name: value for name, value in os.environ.items() if name not in _DROPPED}
+    own = {name: value for name, value in without_secrets(os.environ).items() if not name.startswith(_DROPPED)}
     return {
         **own,
         "HF_HUB_OFFLINE": "1",

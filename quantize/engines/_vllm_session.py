@@ -183,7 +183,6 @@ def _arguments(engine: Vllm, checkpoint: Path, dtype: str, most: int, *, on_gpu:
     eager = not on_gpu if engine.enforce_eager is None else engine.enforce_eager
     named = {
         "--model": checkpoint,
-        "--served-model-name": "model",
         "--dtype": dtype,
         "--max-model-len": most + 1,
         "--max-num-seqs": engine.max_num_seqs,
@@ -233,12 +232,17 @@ def _top(prompt: list[int], answer: dict[str, Any] | None, k: int) -> Top:
         return _nothing(len(prompt) - 1, k)
     true, ids, values = [], [], []
     for token, entry in zip(prompt[1:], answer["choices"][0]["prompt_logprobs"][1:], strict=True):
-        true.append(entry[str(token)]["logprob"])
+        true.append(_number(entry[str(token)]["logprob"]))
         # The one that is there comes along when it is not among the likeliest.
         best = sorted(((one["logprob"], int(name)) for name, one in entry.items()), key=lambda one: -one[0])[:k]
-        values.append([value for value, _ in best])
+        values.append([_number(value) for value, _ in best])
         ids.append([name for _, name in best])
     return Top(torch.tensor(true, dtype=torch.float64), torch.tensor(ids), torch.tensor(values, dtype=torch.float64))
+
+
+def _number(value: float) -> float:
+    """A log-probability as the server gives it; NaN where it stands for a logit of minus infinity."""
+    return value if asked.said(value) else torch.nan
 
 
 def _nothing(positions: int, k: int) -> Top:

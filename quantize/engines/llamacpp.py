@@ -45,6 +45,7 @@ class LlamaCpp(Record):
     gpu_layers: Annotated[int, Field(ge=-1)] = -1
     server: Literal["xllamacpp", "llama-server"] = "xllamacpp"
     load_seconds: Annotated[float, Field(gt=0)] = 600
+    request_seconds: Annotated[float, Field(gt=0)] = 3600
 
     @property
     def libraries(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from quantize.errors import QuantizeError
+from quantize.errors import EngineLost, QuantizeError
 from quantize.protocols import HeadParameters, Host
 from quantize.record import Record
 
@@ -85,6 +85,12 @@ class Transformers(Record):
             )
         except QuantizeError:  # a stop on request arrives as one, anywhere
             raise
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise EngineLost(
+                f"there is not enough memory to load the checkpoint ({error}).",
+                where=str(checkpoint),
+                fix="See what `quantize plan` estimates, or use a device with more memory.",
+            ) from error
         except Exception as error:  # every library in between has errors of its own
             raise QuantizeError(
                 f"the checkpoint does not load in transformers: {type(error).__name__}: {error}", where=str(checkpoint)

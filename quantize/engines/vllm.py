@@ -30,9 +30,9 @@ _CONTEXT = 4096
 class Vllm(Record):
     """`dtype` of computation: `auto` is what every scheme that vLLM serves there can be computed in.
 
-    On CPUs with AVX-512 that is bfloat16, on others float32: their 4-bit kernels, and with AMX the 8-bit ones too, know
-    16 bits only, while CPUs without AVX-512 are slow in 16 bits. On GPUs it is the checkpoint's own, and bfloat16 for
-    one of float32, as vLLM itself has it. Methods keep the model's dtype, so a variant is computed like its baseline.
+    On CPUs with AVX-512 that is bfloat16, on others float32: the 4-bit kernels know 16 bits only, the 8-bit ones for
+    AMX bfloat16 only, and CPUs without AVX-512 are slow in 16 bits. On GPUs it is the checkpoint's own, and bfloat16
+    for one of float32, as vLLM itself has it. Methods keep the model's dtype: a variant is computed like its baseline.
 
     `max_model_len` is how many tokens a request may have; by default what the model was trained on, at most 4096.
     `max_num_seqs` requests are answered at the same time, in passes of `max_num_batched_tokens`. The key-value cache

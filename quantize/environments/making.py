@@ -19,7 +19,7 @@ from quantize.child import Child, died
 from quantize.environments.interpreter import Installed, ask
 from quantize.environments.keeping import Note, alone, discard, reporting, sweep
 from quantize.environments.pins import SHIPPED, Pins, read
-from quantize.environments.places import RECORD, Environment, Made, directory, read_made, root
+from quantize.environments.places import RECORD, Environment, Made, created, directory, read_made, root
 from quantize.errors import QuantizeError, UsageError
 
 __all__ = ["create"]
@@ -27,6 +27,8 @@ __all__ = ["create"]
 _QUIET = ("--disable-pip-version-check", "--no-input")
 #: Variables that would let another interpreter's packages in, or send pip's elsewhere.
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER")
+#: Variables that packages which are compiled here look at.
+_OPTIONS = ("CMAKE_ARGS",)
 _UNREACHABLE = r"name resolution|Name or service not known|NewConnectionError|Connection refused|unreachable|timed out"
 _NO_COMPILER = r"CMAKE_CX*_COMPILER|CMake Error|command '.*(gcc|g\+\+|cc|clang)' failed|[Uu]nable to find a compiler"
 _KNOWN_CAUSES = {
@@ -72,7 +74,7 @@ def create(
             except BaseException:
                 discard(place)
                 raise
-    return Environment(name, place / "bin" / "python", {"pins": what.key}, "created", str(place))
+    return created(what)
 
 
 def _build(what: Pins, place: Path, python: Path, note: Note) -> None:
@@ -113,6 +115,7 @@ def _record(what: Pins, place: Path, answer: Installed, seconds: float) -> None:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         bytes=size,
+        options={name: os.environ[name] for name in _OPTIONS if os.environ.get(name)},
     )
     part = place / f"{RECORD}.part"
     with part.open("w", encoding="utf-8") as file:

@@ -13,16 +13,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from pydantic import Field
+
 from quantize.environments.interpreter import installed
 from quantize.environments.pins import SHIPPED, Pins, known, read
 from quantize.errors import QuantizeError, UsageError
-from quantize.record import Record
+from quantize.record import Record, digest
 
 __all__ = [
     "KEY_LETTERS",
     "RECORD",
     "Environment",
     "Made",
+    "created",
     "directory",
     "locate",
     "made",
@@ -36,8 +39,15 @@ RECORD = "environment.json"
 KEY_LETTERS = 12
 
 
+#: What installs packages is none of them.
+_TOOLS = ("pip", "setuptools", "wheel")
+
+
 class Made(Record):
-    """What is written down about an environment once it works. `pins` is the digest of the pins it was made from."""
+    """What is written down about an environment once it works. `pins` is the digest of the pins it was made from.
+
+    `options` are the variables by which what is compiled here was told how.
+    """
 
     name: str
     pins: str
@@ -46,6 +56,12 @@ class Made(Record):
     created: str
     seconds: float
     bytes: int
+    options: dict[str, str] = Field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """What stands for it in keys: all that is installed, whatever the pins left open, and how it was compiled."""
+        packages = {name: version for name, version in self.packages.items() if name not in _TOOLS}
+        return {"pins": self.pins, "packages": digest(packages), "python": self.python, "options": self.options}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +97,16 @@ def locate(name: str, named: Mapping[str, str] = MappingProxyType({}), *, pins: 
     if value:
         mend = f"Correct the variable, or unset it and run: quantize env create {name}"
         return _named(name, value, "variable", variable(name), mend)
-    what = read(name, pins)
-    place_ = directory(what)
-    python = place_ / "bin" / "python" if read_made(place_) else None
-    return Environment(name, python, {"pins": what.key}, "created", str(place_))
+    return created(read(name, pins))
+
+
+def created(what: Pins) -> Environment:
+    """The environment of these pins that was made here, or the place where it would be."""
+    place = directory(what)
+    found = read_made(place)
+    if found is None:
+        return Environment(what.name, None, {"pins": what.key}, "created", str(place))
+    return Environment(what.name, place / "bin" / "python", found.identity(), "created", str(place))
 
 
 def variable(name: str) -> str:

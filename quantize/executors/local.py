@@ -28,6 +28,8 @@ _GRACE_SECONDS = 20.0
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 #: Threads that wait sleep instead of spinning: beside other work, spinning made sampling ten times slower.
 _THREADS = {"OMP_WAIT_POLICY": "passive"}
+#: GPUs are counted as NVML counts them, whose names stand in keys.
+_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Local(Record):
@@ -63,7 +65,7 @@ class Local(Record):
             raise _failure(spec, process.returncode, error, log)
 
     def _environment(self, spec: StageSpec, scratch: Path) -> dict[str, str]:
-        environment = {**_THREADS, **os.environ, **_QUIET}
+        environment = {**_THREADS, **os.environ, **_QUIET, **_ORDER}
         if spec.kind != "fetch":
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         if spec.device == "cpu":

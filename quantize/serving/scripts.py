@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from quantize.protocols import MANIFEST_FILE
 from quantize.serving.model import Limits, Served
 from quantize.serving.sizing import SHARE
 
@@ -169,7 +170,9 @@ def _head(what: Serving, engine: str, file: str, port: int) -> list[str]:
         "set -euo pipefail",
         'here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)',
         "",
-        _setting("MODEL", '"$here/model"', "where the artifact lies; fetched and verified where there is nothing yet"),
+        "# Where the artifact lies: beside this folder, if `quantize pull` laid both; else it is fetched and verified.",
+        f'if [ -e "$here/../{MANIFEST_FILE}" ]; then beside="$here/.."; else beside="$here/model"; fi',
+        _setting("MODEL", "$beside"),
         _setting("NAME", shlex.quote(what.served.name), "as requests call it"),
         _setting("HOST", "127.0.0.1"),
         _setting("PORT", port),

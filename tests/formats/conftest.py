@@ -1,8 +1,8 @@
-"""A finished run of two formats in two engines, and a llama.cpp that fails when it is told to.
+"""A finished run of two formats in two engines, and engines that fail when they are told to.
 
-The interpreter that `QUANTIZE_ENV_LLAMACPP` names is a script that becomes the real one, except for the engine's
-process on one file: on that it does what `ENGINE_FAULT` says. Path and packages stay the same and so keys do too: a
-copy of the finished store is all that a test of a failure needs.
+The interpreter that `QUANTIZE_ENV_LLAMACPP` (or `..._VLLM_CPU`) names is a script that becomes the real one, except
+where an engine's process is to load `ENGINE_VICTIM`: there it does what `ENGINE_FAULT` says. Path and packages stay the
+same and so keys do too: a copy of the finished store is all that a test of a failure needs.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ from quantize.environments import variable
 #: `killed` dies before it answers; `hangs` keeps its arguments, by which its process is found.
 SCRIPT = """#!/bin/sh
 case "$ENGINE_FAULT $*" in
-    "killed "*_llamacpp_process.py*"$ENGINE_VICTIM"*) kill -9 $$ ;;
-    "hangs "*_llamacpp_process.py*"$ENGINE_VICTIM"*) exec {python} -c "import time; time.sleep(600)" "$@" ;;
+    "killed "*{engine}*"$ENGINE_VICTIM"*) kill -9 $$ ;;
+    "hangs "*{engine}*"$ENGINE_VICTIM"*) exec {python} -c "import time; time.sleep(600)" "$@" ;;
 esac
 exec {python} "$@"
 """
+#: What stands in the command of an engine's process, by the environment that it runs in.
+ENGINES = {"llamacpp": "_llamacpp_process.py", "vllm-cpu": "vllm.entrypoints"}
 
 
 @pytest.fixture(scope="session")
 def interpreters(
     environment: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., dict[str, str]]:
-    """Variables that name the interpreters of environments; that of llama.cpp is the script."""
-    folder = tmp_path_factory.mktemp("interpreter")
+    """Variables that name the interpreters of environments; those of serving engines are scripts."""
+    folder = tmp_path_factory.mktemp("interpreters")
 
     def named(*names: str) -> dict[str, str]:
-        found = {variable(name): environment(name) for name in names}
-        if variable("llamacpp") in found:
-            script = folder / "python"
-            script.write_text(SCRIPT.format(python=found[variable("llamacpp")]), encoding="utf-8")
+        found = {name: environment(name) for name in names}
+        for name in ENGINES.keys() & found.keys():
+            script = folder / name
+            script.write_text(SCRIPT.format(engine=ENGINES[name], python=found[name]), encoding="utf-8")
             script.chmod(0o755)
-            found[variable("llamacpp")] = script
-        return {name: str(path) for name, path in found.items()}
+            found[name] = script
+        return {variable(name): str(path) for name, path in found.items()}
 
     return named
 
