@@ -21,7 +21,7 @@ EVALS: list[dict[str, Any]] = [
 ]
 GATES = [
     {"kind": "noninferiority", "metric": "facts.accuracy", "margin": 0.05},
-    {"kind": "limit", "metric": "prose.perplexity", "at_most": 1.1},
+    {"kind": "limit", "metric": "prose.perplexity", "at_most": 0.1},
 ]
 Q8 = {"name": "q8", "scheme": "Q8_0", "method": {"kind": "gguf"}}
 NF4 = {"name": "nf4", "scheme": "NF4", "method": {"kind": "bitsandbytes"}}

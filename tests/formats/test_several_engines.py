@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from format_world import NF4, Q8, outcomes, variants_of
+from program import command
 
 from quantize.store import Store
 
@@ -118,13 +119,15 @@ def test_every_variant_says_how_large_it_is_and_what_it_took_to_serve_it(several
 
 
 def test_the_report_names_format_and_engine_of_every_variant_and_every_baseline(several):
-    shown = several.command("report").stderr or ""
-    markdown = several.command("report").stdout
-    assert shown == ""
-    assert "loads in" in markdown and "bits/w" in markdown
-    for format_, engine in SERVED.values():
-        assert format_ in markdown and engine in markdown
-    assert markdown.count("baseline in ") >= ENGINES
+    lines = command("report", "--format", "markdown", "--store", several.store).stdout.splitlines()
+    rows_ = {cells[1].strip(): cells for cells in (line.split("|") for line in lines if line.startswith("| "))}
+    assert rows_["variant"][4].strip() == "format<br>loads in"
+    for name, (format_, engine) in SERVED.items():
+        assert rows_[name][4].strip() == f"{format_}<br>{engine}"
+        assert "bits/w" in rows_[name][3] and rows_[name][5].strip().endswith("MB")
+    baselines = [name for name in rows_ if name.startswith("baseline in ")]
+    assert len(baselines) == ENGINES
+    assert {rows_[name][4].strip() for name in baselines} == {engine for _, engine in SERVED.values()}
 
 
 def test_a_second_run_does_nothing_and_the_plan_shows_every_stage_as_done(several):

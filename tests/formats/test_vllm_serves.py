@@ -27,7 +27,7 @@ def served(interpreters, tmp_path_factory):
         variants=[{**W8A8, "engine": {"kind": "vllm"}}, {**Q8, "engine": {"kind": "vllm"}, "force": True}],
         evals=[found for found in EVALS if found["name"] == "prose"],
         gates=[
-            {"kind": "limit", "metric": "prose.perplexity", "at_most": 1.5, "advisory": False},
+            {"kind": "limit", "metric": "prose.perplexity", "at_most": 0.1, "advisory": False},
             {"kind": "limit", "metric": "prose.kl_divergence", "at_most": FAR},
         ],
         registry={"kind": "mlflow", "name": "served"},
