@@ -13,7 +13,6 @@ the kernel releases it when driver and worker are both gone, however they died.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -28,13 +27,13 @@ from typing import Any
 from quantize import faults
 from quantize.artifact import FileEntry, Manifest, Provenance
 from quantize.errors import StoreError
+from quantize.locks import try_lock, wait_for_lock
 from quantize.record import file_sha256
 
 __all__ = ["FULL_DISK", "MANIFEST", "Store", "read_manifest", "sync", "verify_directory", "writing"]
 
 MANIFEST = "manifest.json"
 FULL_DISK = "The disk is full: free some space (`quantize gc` shows what can go) and run again."
-_POLL_SECONDS = 0.2
 _KEYED = re.compile(r"[0-9a-f]{24}\Z")
 
 
@@ -82,7 +81,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(descriptor, waiting)
+            wait_for_lock(descriptor, waiting)
             owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, owner.encode(), 0)
@@ -161,7 +160,7 @@ class Store:
         for lock in self.root.glob(f"leases/{kind}-*.lock"):
             descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
             try:
-                if not _try_lock(descriptor):
+                if not try_lock(descriptor):
                     return True
             finally:
                 os.close(descriptor)
@@ -174,7 +173,7 @@ class Store:
             return False
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return not _try_lock(descriptor)
+            return not try_lock(descriptor)
         finally:
             os.close(descriptor)
 
@@ -278,20 +277,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _lock(descriptor: int, waiting: Callable[[str], None]) -> None:
-    told = False
-    while not _try_lock(descriptor):
-        if not told:
-            told = True
-            waiting(os.pread(descriptor, 4096, 0).decode(errors="replace"))
-        time.sleep(_POLL_SECONDS)

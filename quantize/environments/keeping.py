@@ -7,7 +7,6 @@ process ends, so whoever has it knows that a folder without its record is what a
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from quantize.environments.pins import SHIPPED, known, names, read
 from quantize.environments.places import KEY_LETTERS, RECORD, directory, root
 from quantize.errors import QuantizeError
+from quantize.locks import try_lock, wait_for_lock
 
 __all__ = ["Note", "alone", "clean", "discard", "held", "remove", "remove_outdated", "reporting", "sweep"]
 
@@ -65,7 +65,7 @@ def held(name: str) -> bool:
         return False
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return not _try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
 
@@ -77,28 +77,18 @@ def alone(name: str, waiting: Note | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        told = False
-        while not _try_lock(descriptor):
-            holder = os.pread(descriptor, 100, 0).decode(errors="replace") or "another process"
+
+        def busy(holder: str) -> None:
             if waiting is None:
                 raise _BusyError(f"{holder} is making {name}.", where=str(path), fix="Wait for it, or end it.")
-            if not told:
-                told = True
-                waiting(f"{name}: {holder} is making it; waiting")
-            time.sleep(_POLL_SECONDS)
+            waiting(f"{name}: {holder} is making it; waiting")
+
+        wait_for_lock(descriptor, busy)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
         yield
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _lock_file(name: str) -> Path:
