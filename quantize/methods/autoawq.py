@@ -92,6 +92,8 @@ class Autoawq(Record):
         import torch
         from awq import AutoAWQForCausalLM
 
+        from quantize.methods._cpu_shims import autoawq_without_accelerator
+
         torch.manual_seed(job.seed)
         arithmetic, saved_dtype = dtypes(job)
         rows = examples(job)
@@ -101,20 +103,21 @@ class Autoawq(Record):
         )
         _refuse_ignored_in_layers(wrapped, job)
         job.progress("quantizing", 0, None)
-        wrapped.quantize(
-            quant_config={
-                "zero_point": True,
-                "q_group_size": job.scheme.group_size,
-                "w_bit": job.scheme.weight_bits,
-                "version": "GEMM",
-            },
-            calib_data=rows,
-            max_calib_samples=len(rows),
-            max_calib_seq_len=len(rows[0]),  # rows are joined and cut again to this length: they stay what they are
-            duo_scaling=self.duo_scaling,
-            apply_clip=self.apply_clip,
-            n_parallel_calib_samples=self.n_parallel_calib_samples,
-        )
+        with autoawq_without_accelerator():
+            wrapped.quantize(
+                quant_config={
+                    "zero_point": True,
+                    "q_group_size": job.scheme.group_size,
+                    "w_bit": job.scheme.weight_bits,
+                    "version": "GEMM",
+                },
+                calib_data=rows,
+                max_calib_samples=len(rows),
+                max_calib_seq_len=len(rows[0]),  # rows are joined and cut again to this length: they stay what they are
+                duo_scaling=self.duo_scaling,
+                apply_clip=self.apply_clip,
+                n_parallel_calib_samples=self.n_parallel_calib_samples,
+            )
         settle_and_witness(job, wrapped.model, _dequantize, saved_dtype)
         job.progress("saving", 0, None)
         wrapped.save_quantized(str(job.out))
