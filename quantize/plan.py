@@ -88,11 +88,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class VariantPlan:
-    """The way of one variant. How it is measured depends on how often it was tried before: `measured(attempt)`."""
+    """The way of one variant. How it is measured depends on how often it was tried before: `measured(attempt)`.
+
+    `forms` are what its method reads and the baseline in its engine does not have: a GGUF file, an importance matrix.
+    """
 
     variant: Variant
     baseline: Baseline
-    imatrix: Stage | None
+    forms: tuple[Stage, ...]
     quantize: Stage
     prove: Stage
     measured: Callable[[int], Measured]
@@ -120,12 +123,11 @@ class Plan:
             yield self.calibrate
         for baseline in self.baselines:
             yield from baseline.stages()
-        seen: set[str] = set()
+        seen = {baseline.form.key for baseline in self.baselines if baseline.form is not None}
         for way in self.variants:
             measured = way.measured((attempts or {}).get(way.variant.name, 1))
-            if way.imatrix is not None and way.imatrix.key not in seen:
-                seen.add(way.imatrix.key)
-                yield way.imatrix
+            yield from (form for form in way.forms if form.key not in seen)
+            seen |= {form.key for form in way.forms}
             yield way.quantize
             yield way.prove
             yield from measured.evaluate.values()

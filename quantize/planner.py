@@ -245,13 +245,16 @@ class _Maker:
         }
         inputs = {"model": forms.fetch}
         seen: dict[str, Stage] = {}
-        imatrix = None
+        needed: list[Stage] = []
         if method.calibrated and forms.calibrate is not None:
             seen["tokens"] = forms.calibrate
         if method.format == "gguf":
             inputs["full"] = forms.gguf()
+            needed.append(inputs["full"])
             imatrix = forms.imatrix() if method.calibrated else None
-            inputs |= {"importance": imatrix} if imatrix is not None else {}
+            if imatrix is not None:
+                inputs["importance"] = imatrix
+                needed.append(imatrix)
         else:
             inputs |= seen
         hosted = method.environment
@@ -285,7 +288,7 @@ class _Maker:
                 judges.append(self._judge(variant, spending, {**reached, **arms}, tuple(list(evaluate)[count:])))
             return Measured(evaluate, tuple(judges))
 
-        return VariantPlan(variant, baseline, imatrix, quantize, prove, measured)
+        return VariantPlan(variant, baseline, tuple(needed), quantize, prove, measured)
 
     def _judge(self, variant: Variant, spending: Spending, inputs: dict[str, Stage], skipped: tuple[str, ...]) -> Stage:
         gates = [_dump(gate) for gate in self.recipe.gates]

@@ -191,9 +191,9 @@ class Runner:
         try:
             if without is not None:
                 raise without
-            if way.imatrix is not None:
-                self._stage(way.imatrix)
-                keys["imatrix"] = way.imatrix.key
+            for form in way.forms:
+                self._stage(form)
+                keys[form.kind] = form.key
             made = self._stage(way.quantize)
             keys["quantize"] = way.quantize.key
             proof = self._stage(way.prove)
@@ -304,6 +304,8 @@ class Runner:
         return manifest
 
     def _reuse(self, stage: Stage, manifest: Manifest) -> Manifest:
+        if stage.label in (*self.ran, *self.reused):
+            return manifest  # in this run, for another variant
         self.reused.append(stage.label)
         self.watcher.reused(stage)
         return manifest

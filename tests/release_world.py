@@ -179,7 +179,7 @@ class World:
         for result, variant in zip(results, recipe.variants, strict=True):
             stage = self.commit("quantize", result.variant, result.weights)
             other = Stage("prove", result.variant, "0" * 64, 1, {}, {}, (), "cpu")
-            ways.append(VariantPlan(variant, ground, None, stage, other, lambda _attempt: Measured({}, ())))
+            ways.append(VariantPlan(variant, ground, (), stage, other, lambda _attempt: Measured({}, ())))
             records.append(self._record(result, fetch, stage, dataset))
         plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, (ground,), tuple(ways), {evals[-1]: dataset})
         loaded = LoadedRecipe(recipe, Path("recipe.yaml"), "name: tiny\n", "d" * 64, ())

@@ -142,10 +142,7 @@ def test_what_is_made_or_measured_with_another_interpreter_has_another_key_and_n
     [
         {**Q8, "scheme": "IQ4_NL", "method": {"kind": "gguf", "imatrix": True}},
         GPTQ,
-        pytest.param(
-            {**Q8, "engine": {"kind": "vllm"}, "force": True},
-            marks=pytest.mark.xfail(strict=True, reason="only a baseline in llama.cpp makes the unquantized GGUF file"),
-        ),
+        {**Q8, "engine": {"kind": "vllm"}, "force": True},
     ],
     ids=["gguf", "gptq", "gguf forced into vllm"],
 )

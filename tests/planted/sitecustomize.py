@@ -42,10 +42,10 @@ def open_planted(arm: str, plant: Choices | None) -> None:
 
     own_open, own_lm = Transformers.open, TransformersSession.lm
 
-    def opened(self: Transformers, checkpoint: Path, device: str) -> TransformersSession:
+    def opened(self: Transformers, checkpoint: Path, device: str, host: Any = None) -> TransformersSession:
         if plant is None:
             raise AssertionError(f"the model of {arm} was loaded")
-        return own_open(self, checkpoint, device)
+        return own_open(self, checkpoint, device, host)
 
     def lm(self: TransformersSession) -> Any:
         model = own_lm(self)
