@@ -22,7 +22,7 @@ from typing import Any
 
 from quantize.artifact import Manifest
 from quantize.errors import QuantizeError, StoreError
-from quantize.evidence import Evidence
+from quantize.evidence import Evidence, without_memory
 from quantize.judgement import Rules, collect, decide
 from quantize.recipe import Recipe
 from quantize.record import Record, file_sha256
@@ -175,7 +175,7 @@ def _differences(
         yield f"{judge / 'evidence.json'}: recomputed from the rows it has other numbers"
     if not _alike(verdict, stored[1]):
         yield f"{judge / 'verdict.json'}: recomputed from the rows it is {verdict.outcome}, with other findings"
-    if variant.evidence is None or not _alike(evidence, variant.evidence):
+    if variant.evidence is None or not _alike(evidence, without_memory(variant.evidence)):
         yield "run.json: its evidence is not what the rows give"
     if not _alike(verdict, variant.verdict):
         yield f"run.json: recomputed from the rows the verdict is {verdict.outcome}, with other findings"

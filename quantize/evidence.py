@@ -6,6 +6,7 @@ and stay in Parquet beside it, so that a verdict can be reached again from them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,6 +25,8 @@ __all__ = [
     "Progressed",
     "Spending",
     "of_eval",
+    "with_memory",
+    "without_memory",
 ]
 
 Direction = Literal["higher", "lower"]
@@ -187,3 +190,30 @@ class Evidence(Record):
 def of_eval(metric: str) -> bool:
     """Whether a quantity was measured on an eval, and not of the artifact itself: its weights, the memory it takes."""
     return metric.partition(".")[0] not in NO_EVALS
+
+
+def with_memory(evidence: Evidence, proof: Mapping[str, Any], baseline: Mapping[str, Any]) -> Evidence:
+    """The evidence, and what both arms took in memory when they were proven, from the summaries of those stages.
+
+    It is no part of what is stored, which is equal for equal bytes: a run adds it to its own record.
+    """
+    return evidence.model_copy(
+        update={
+            "measurements": [*evidence.measurements, *_memory(proof)],
+            "baseline_measurements": [*evidence.baseline_measurements, *_memory(baseline)],
+        }
+    )
+
+
+def without_memory(evidence: Evidence) -> Evidence:
+    """The evidence as it is stored: what `with_memory` added, taken away."""
+    arms = {"measurements": evidence.measurements, "baseline_measurements": evidence.baseline_measurements}
+    kept = {name: [m for m in found if not m.name.startswith("memory.")] for name, found in arms.items()}
+    return evidence.model_copy(update=kept)
+
+
+def _memory(summary: Mapping[str, Any]) -> list[Measurement]:
+    """`memory.peak` of the process that held the weights and, where the engine knows, `memory.weights`."""
+    taken: Mapping[str, int] = summary.get("memory") or {}
+    names = [name for name in ("peak", "weights") if name in taken]
+    return [Measurement(name=f"memory.{n}", value=taken[n], unit="bytes", n=1, direction="lower") for n in names]

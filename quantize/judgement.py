@@ -79,8 +79,8 @@ def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
         variant=rules.variant,
         artifact_digest=quantized.checkpoint_digest(),
         baseline_digest=model.checkpoint_digest(),
-        measurements=_size(quantized, model) + _memory(inputs["proof"]) + read.measured["variant"],
-        baseline_measurements=_size(model, model) + _memory(inputs.get("proof.baseline")) + read.measured["baseline"],
+        measurements=_size(quantized, model) + read.measured["variant"],
+        baseline_measurements=_size(model, model) + read.measured["baseline"],
         comparisons=[_bytes(model, quantized), *read.comparisons],
         hard_stops=read.hard_stops,
         noise=read.noise,
@@ -256,29 +256,13 @@ def _parameters(model: Manifest) -> int | None:
 
 def _size(manifest: Manifest, model: Manifest) -> list[Measurement]:
     held = manifest.weight_bytes()
-    sizes = [_held("weights.bytes", held)]
+    sizes = [Measurement(name="weights.bytes", value=held, unit="bytes", n=1, direction="lower")]
     parameters = _parameters(model)
     if parameters:
         # All bytes over all of the model's parameters, embeddings and head too: what a user downloads for each.
         bits = 8 * held / parameters
         sizes.append(Measurement(name="weights.bits_per_weight", value=bits, unit="bits", n=1, direction="lower"))
     return sizes
-
-
-def _memory(proof: Path | None) -> list[Measurement]:
-    """What the artifact took in its engine while it was proven: `memory.peak` of the process that held the weights.
-
-    Beside it `memory.weights`, where the engine knows. It stands in the receipt, because it is no part of the proof.
-    """
-    if proof is None:
-        return []
-    receipt = Manifest.model_validate_json((proof / MANIFEST).read_text(encoding="utf-8"))
-    taken: dict[str, int] = receipt.summary.get("memory") or {}
-    return [_held(f"memory.{name}", taken[name]) for name in ("peak", "weights") if name in taken]
-
-
-def _held(name: str, held: int) -> Measurement:
-    return Measurement(name=name, value=held, unit="bytes", n=1, direction="lower")
 
 
 def _bytes(model: Manifest, quantized: Manifest) -> Comparison:

@@ -264,7 +264,6 @@ class _Maker:
         prove = self.prove(variant.name, engine, reads)
         reads = {**reads, "proof": prove}
         reached = {**reads, **seen}
-        reached |= {"proof.baseline": baseline.prove} if baseline.prove is not None else {}
 
         @cache
         def measured(attempt: int) -> Measured:

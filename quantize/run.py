@@ -17,7 +17,7 @@ from quantize.actor import actor
 from quantize.artifact import Manifest
 from quantize.attempts import Ledger, basis, note
 from quantize.errors import StageFailed, StoreError
-from quantize.evidence import Evidence
+from quantize.evidence import Evidence, with_memory
 from quantize.gates import Limit
 from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Executor, StageSpec
@@ -210,6 +210,9 @@ class Runner:
             verdict, evidence, stages = self._error(way, error), None, keys
         else:
             verdict, evidence = self._judged(judge)
+            own = way.baseline.prove
+            taken = self.store.find("prove", own.key) if own is not None else None
+            evidence = with_memory(evidence, proof.summary, taken.summary if taken is not None else {})
             stages = {**keys, "judge": judge.key}
         return VariantRecord(
             name=way.variant.name,

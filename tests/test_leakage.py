@@ -22,7 +22,7 @@ from quantize.metrics._items_file import load_items
 from quantize.parts import StoreParts
 from quantize.preflight import check
 from quantize.proof import Proof
-from quantize.protocols import EvaluateJob
+from quantize.protocols import EvaluateJob, Host
 from quantize.recipe import load
 from quantize.report import markdown, summarise
 from quantize.run import RunRecord, VariantRecord
@@ -252,7 +252,7 @@ def judged(task, store, arm, tmp_path):
         model.mkdir()
         (model / "checkpoint").symlink_to(TINY / "checkpoint")
         calibration = {"kind": "text", "path": str(path), "samples": 1, "tokens": 16}
-        work = Work({"model": model}, tokens, "cpu", lambda *_: None, no_parts)
+        work = Work({"model": model}, tokens, "cpu", lambda *_: None, no_parts, Host({}, tokens))
         STAGES["calibrate"].run({"calibration": calibration}, work)
         proven = Proof(outcome="pass", sentences=("The checkpoint answers as it did.",), numbers={})
         (proof / "proof.json").write_text(proven.model_dump_json(), "utf-8")

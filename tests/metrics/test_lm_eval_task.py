@@ -254,7 +254,7 @@ def test_scores_that_are_no_shares_are_refused_at_the_first_look(measured, basel
     ) as caught:
         measured(task(tmp_path, metric="perplexity"), baseline, look=8, progress=lambda *step: seen.append(step))
     assert caught.value.where == "tiny_facts"
-    assert not seen
+    assert [done for _, done, _ in seen] == [0], "no look was finished"
 
 
 def test_a_score_that_is_nan_is_a_hard_stop_and_no_number(measured, broken, questions, tmp_path):

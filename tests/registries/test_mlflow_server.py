@@ -80,14 +80,16 @@ def test_the_runs_and_their_files_are_on_the_server(remote):
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     kept = {name: {f.path for f in mlflow.list_artifacts(run.info.run_id)} for name, run in runs.items()}
     assert kept[record.run] == {"recipe.yaml", "run.json", "report.md"}
-    assert kept["fp8"] == {"decision.json", "verdict.json", "evidence.json", "rows"}
+    assert kept["fp8"] == {"decision.json", "verdict.json", "evidence.json", "rows", "serving"}
 
 
 def test_pull_brings_the_judged_bytes_through_the_server(remote, tmp_path):
     remote.release(FIRST)
     pull(remote.registry, "production", tmp_path / "out")
     found = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert found == {"model.safetensors", "extra/tokenizer.json", MANIFEST_FILE}
+    judged = {name for name in found if not name.startswith("serving/")}
+    assert judged == {"config.json", "model.safetensors", "extra/tokenizer.json", MANIFEST_FILE}
+    assert "serving/README.md" in found
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == FIRST.weights
 
 
