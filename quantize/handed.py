@@ -16,17 +16,23 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Arrivals",
     "EvaluateJob",
     "HeadParameters",
     "Host",
     "Parts",
     "Progress",
     "QuantizeJob",
+    "Request",
     "Row",
+    "Sent",
+    "Service",
     "Session",
     "StageSpec",
     "Stop",
     "TargetRule",
+    "Timed",
+    "TimedSession",
     "Top",
     "TopSession",
     "Trade",
@@ -198,6 +204,125 @@ class TopSession(Session, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """How long one batch took, in seconds on the device's own clock: the prompt, then every step of one token each."""
+
+    prefill: float
+    steps: tuple[float, ...]
+
+
+class TimedSession(Session, Protocol):
+    """A session that can be timed without a server in between."""
+
+    def timed(self, ids: torch.Tensor, new_tokens: int) -> Timed:
+        """Answer the prompts `ids` (batch, tokens) greedily with exactly `new_tokens` tokens each, timing every step.
+
+        By CUDA events on GPUs, the monotonic clock elsewhere. The first token comes of the prefill.
+        """
+        ...
+
+
+class Service(Protocol):
+    """An artifact behind a server that speaks OpenAI's completions protocol. Close it to give the memory back."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens, without a path: `http://127.0.0.1:8000`."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name in requests."""
+        ...
+
+    @property
+    def key(self) -> str | None:
+        """The bearer token that requests must have."""
+        ...
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """What every request says besides, so that no prompt's work is taken from one before it."""
+        ...
+
+    @property
+    def production(self) -> bool:
+        """False for what nobody would serve with: its numbers compare variants and promise nothing."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """How many requests are answered at the same time; more wait."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Tokens that a request may have, its answer included."""
+        ...
+
+    def processes(self) -> set[int]:
+        """Its processes."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: `weights` where known, `peak` of the process or on the GPU, `kv` reserved; `kv_tokens` that fit in."""
+        ...
+
+    def facts(self) -> dict[str, str]:
+        """What it chose itself, as far as it says so: kernels, attention, dtype of the key-value cache, graphs."""
+        ...
+
+    def check(self) -> None:
+        """Raises QuantizeError, with the reason and the log's tail, where it has ended."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a benchmark: a prompt of `input_tokens`, and exactly how many tokens its answer must have."""
+
+    id: str
+    prompt: str
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When requests are sent: `concurrent` keeps `streams` of them going, the others start `rate` a second.
+
+    Whether anything has been answered or not: at even intervals (`constant`) or those of a Poisson process, drawn by
+    `seed`.
+    """
+
+    kind: Literal["concurrent", "constant", "poisson"]
+    streams: int = 0
+    rate: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of one request, in seconds since its load began; None where it did not come to that.
+
+    `scheduled` is when it was to start: by the arrivals or, in a closed loop, when its stream became free. `tokens` are
+    the times at which each token came. Token counts are the server's. `error` is a class: `timeout`, `connection`,
+    `http 500`, `cut` (the stream ended early), `short` (fewer tokens than were asked for).
+    """
+
+    request: str
+    scheduled: float
+    dispatched: float | None
+    tokens: tuple[float, ...]
+    end: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    error: str | None = None
+
+
 class Parts(Protocol):
     """The parts of a long stage that are kept as they come, so that a killed one goes on where it was."""
 
@@ -239,7 +364,8 @@ class StageSpec:
     """One stage as an executor gets it. `inputs` maps input names to committed artifact directories.
 
     `libraries` are the distributions whose versions are written into the manifest. `interpreters` maps the environments
-    that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own).
+    that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own). `alone` is
+    a stage that measures time: nothing else may use the device meanwhile.
     """
 
     kind: str
@@ -253,6 +379,7 @@ class StageSpec:
     device: str
     interpreters: dict[str, Path] = field(default_factory=dict)
     environment: str | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -34,6 +34,7 @@ from quantize.protocols import (
     Session,
     Source,
     Stop,
+    TimedSession,
 )
 
 __all__ = ["STAGES", "StageKind", "Work"]
@@ -138,8 +139,6 @@ def imatrix(config: Config, work: Work) -> Config:
 
 def quantize(config: Config, work: Work) -> Config:
     """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered before it was saved."""
-    from functools import partial
-
     from safetensors.torch import load_file
 
     from quantize.methods import MethodConfig, gguf_contents
@@ -264,6 +263,67 @@ def evaluate(config: Config, work: Work) -> Config:
     }
 
 
+def benchmark(config: Config, work: Work) -> Config:
+    """Two arms of one engine under load -> `requests.parquet`, `blocks.json`, `curve.json`. Every block is a part.
+
+    The baseline is paired with itself, and its knee found; with a `reference`, that one's, it is paired with a variant.
+    """
+    from quantize import benchmark as bench
+    from quantize.benchmark.config import Benchmark
+    from quantize.engines import EngineConfig
+    from quantize.errors import DataError
+    from quantize.machine import check_alone, fingerprint
+    from quantize.watching import Watch
+
+    engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
+    wanted = Benchmark.model_validate(config["benchmark"])
+    if fingerprint(work.device) != config["machine"]:
+        raise DataError("this is not the machine that the run was planned on.", fix="Plan and run on one machine.")
+    model, reference = work.inputs["model"] / "checkpoint", work.inputs.get("reference")
+    baseline = work.inputs["form"] / "checkpoint" if "form" in work.inputs else model
+    variant = work.inputs["quantized"] / "checkpoint" if "quantized" in work.inputs else baseline
+    draft = work.inputs["draft"] / "checkpoint" if "draft" in work.inputs else None
+
+    @contextmanager
+    def up(checkpoint: Path, ahead: Path | None = None) -> Iterator[bench.Target]:
+        opened: bench.Target
+        if wanted.traffic.served:
+            opened = engine.serve(checkpoint, work.device, work.host, ahead)
+        else:
+            opened = cast("TimedSession", engine.open(checkpoint, work.device, work.host))
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    arms = {"baseline": partial(up, baseline), "variant": partial(up, variant, draft)}
+    if wanted.alone:
+        del arms["baseline"]
+    work.progress("making the requests", 0, None)
+    made = bench.write(wanted.requests, work.out, model, bench.needed(wanted), config["seed"])
+    with ExitStack() as opened:
+        sender = wanted.traffic.open(model, work.host)
+        opened.callback(sender.close)
+        bench.measure(
+            bench.PairJob(
+                out=work.out,
+                arms=arms,
+                benchmark=wanted,
+                requests=made,
+                sender=sender,
+                watch=partial(Watch, work.device),
+                parts=opened.enter_context(work.parts(config["parts"], "blocks")),
+                seed=config["seed"],
+                progress=work.progress,
+                fingerprint=config["machine"],
+                knee=bench.read(reference).knee("baseline") if reference is not None else None,
+                curves=("baseline",) if reference is None and not wanted.alone else ("variant",),
+                alone=partial(check_alone, work.device),
+            )
+        )
+    return bench.read(work.out).summary()
+
+
 def judge(config: Config, work: Work) -> Config:
     """All arms' artifacts + gates -> `rules.json`, `evidence.json`, `verdict.json`."""
     from quantize.gates import GateConfig
@@ -289,5 +349,6 @@ STAGES: dict[str, StageKind] = {
     "quantize": StageKind(2, quantize),  # the witness fingerprints every format
     "prove": StageKind(2, prove),  # in the serving engine, with its own tokenizer, template and stop
     "evaluate": StageKind(3, evaluate),  # texts have a column for engines that give the likeliest tokens only
-    "judge": StageKind(3, judge),  # evidence knows format and memory, findings the end of a log
+    "benchmark": StageKind(1, benchmark),
+    "judge": StageKind(4, judge),  # times under load
 }

@@ -26,6 +26,7 @@ LEAVES = {
     "metrics": "MetricConfig",
     "registries": "RegistryConfig",
     "sources": "SourceConfig",
+    "traffic": "TrafficConfig",
 }
 HEAVY = {"torch", "transformers", "mlflow", "datasets", "lm_eval", "llmcompressor", "ray", "accelerate", "pandas"}
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantize.child import Child, died, without_secrets
+from quantize.engines._processes import peak_resident, started_with
 from quantize.errors import EngineLost, QuantizeError
 from quantize.handed import Host
 
@@ -134,6 +135,11 @@ class Server:
         kind = QuantizeError if refused else EngineLost
         return kind(f"vLLM's server gave no answer to {what}: {error}\n{self.child.tail()}", where=str(self.child.log))
 
+    def check(self) -> None:
+        """Raises QuantizeError where it has ended: an EngineLost where it was killed."""
+        if not self.child.running:
+            raise self._death()
+
     def _death(self) -> QuantizeError:
         """Why it ended. The log's end is about what vLLM tidied up; its first error says more."""
         error = died(self.child, CAUSES)
@@ -149,23 +155,11 @@ class Server:
 
     def peak(self) -> int:
         """The most bytes that one of its processes has had resident: the one that holds the weights, on CPUs."""
-        return max((_resident(pid) for pid in self.processes()), default=0)
+        return peak_resident(self.processes())
 
     def processes(self) -> list[int]:
         """Its processes, the guard among them, as /proc shows them."""
-        parents: dict[int, list[int]] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-                except OSError:  # it ended meanwhile
-                    continue
-                parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-        port = str(self.port).encode()
-        found = [pid for pid in parents.get(os.getpid(), []) if port in _command(pid)]
-        for pid in found:
-            found += parents.get(pid, [])
-        return found
+        return started_with(str(self.port))
 
     def weights(self) -> int | None:
         """Bytes of the model's weights on the GPU, where the log says so."""
@@ -215,20 +209,3 @@ def _environment(variables: Mapping[str, str], host: Host) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **variables,
     }
-
-
-def _command(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _resident(pid: int) -> int:
-    """Peak resident bytes of a process; 0 where it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    kib = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(kib[1]) * 1024 if kib else 0
