@@ -15,6 +15,7 @@ from quantize.record import Record
 
 __all__ = [
     "ITEM_ROWS",
+    "LOAD",
     "NO_EVALS",
     "TOKEN_ROWS",
     "ArmMeasurements",
@@ -160,8 +161,10 @@ class Comparison(Record):
     extra: dict[str, Any]
 
 
-#: What measurements of an artifact itself are called by; no eval may be.
-NO_EVALS = ("weights", "memory")
+#: What measurements under load are called by.
+LOAD = "load"
+#: What measurements of an artifact itself, and of its speed under load, are called by; no eval may be.
+NO_EVALS = ("weights", "memory", LOAD)
 
 
 class Evidence(Record):
@@ -188,7 +191,7 @@ class Evidence(Record):
 
 
 def of_eval(metric: str) -> bool:
-    """Whether a quantity was measured on an eval, and not of the artifact itself: its weights, the memory it takes."""
+    """Whether a quantity was measured on an eval, and not of the artifact: its weights, its memory, its speed."""
     return metric.partition(".")[0] not in NO_EVALS
 
 
