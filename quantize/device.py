@@ -10,11 +10,13 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from quantize.errors import UsageError
 
-__all__ = ["Device", "capability", "choose", "cpu_features", "gpus"]
+__all__ = ["Device", "capability", "choose", "cpu_features", "gpus", "visible"]
 
+_T = TypeVar("_T")
 
 #: CPU flags by which kernels are chosen, the widest first.
 _INSTRUCTIONS = ("amx_tile", "avx512f", "avx2", "asimd")
@@ -69,11 +71,14 @@ def gpus() -> tuple[Device, ...]:
             found[str(pynvml.nvmlDeviceGetUUID(handle))] = device
     finally:
         pynvml.nvmlShutdown()
-    return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def _visible(found: dict[str, Device], wanted: str | None) -> tuple[Device, ...]:
-    """Those that CUDA_VISIBLE_DEVICES names by index or by the start of a UUID; CUDA stops at the first wrong name."""
+def visible(found: dict[str, _T], wanted: str | None) -> tuple[_T, ...]:
+    """Those of `found` (by UUID) that CUDA_VISIBLE_DEVICES names, by index or by the start of a UUID.
+
+    CUDA stops at the first wrong name.
+    """
     if wanted is None:
         return tuple(found.values())
     seen = []
@@ -82,7 +87,7 @@ def _visible(found: dict[str, Device], wanted: str | None) -> tuple[Device, ...]
         if name.isdecimal() and int(name) < len(found):
             seen.append(list(found.values())[int(name)])
         elif name and any(uuid.startswith(name) for uuid in found):
-            seen.append(next(device for uuid, device in found.items() if uuid.startswith(name)))
+            seen.append(next(one for uuid, one in found.items() if uuid.startswith(name)))
         else:
             break
     return tuple(seen)

@@ -1,6 +1,8 @@
 """The local executor: one worker process per stage, on this machine.
 
 The worker runs in its own session, so that Ctrl-C reaches the driver alone, which then asks the worker to stop.
+
+Stages share the device with other runs on this machine, but for those that measure time: these have it alone.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from quantize.child import link_to_package
+from quantize.device_locks import holding
 from quantize.errors import Interrupted, StageFailed
-from quantize.protocols import Progress, StageSpec
+from quantize.handed import Progress, StageSpec
+from quantize.machine import device_names
 from quantize.record import Record
 from quantize.store import writing
 
@@ -30,6 +36,8 @@ _QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "P
 _THREADS = {"OMP_WAIT_POLICY": "passive"}
 #: GPUs are counted as NVML counts them, whose names stand in keys.
 _ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+#: Stages that do not use the device: they copy files and read numbers.
+_WITHOUT_DEVICE = ("fetch", "judge")
 
 
 class Local(Record):
@@ -43,8 +51,12 @@ class Local(Record):
         with writing(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
-        read, write = os.pipe()
-        with tempfile.TemporaryDirectory() as scratch, log.open("wb") as output:
+        with (
+            _device(spec, progress) as device,
+            tempfile.TemporaryDirectory() as scratch,
+            log.open("wb") as output,
+        ):
+            read, write = os.pipe()
             job = Path(scratch) / "stage.json"
             job.write_text(json.dumps(self._job(spec, store, write, log)), encoding="utf-8")
             interpreter = sys.executable if spec.environment is None else spec.interpreters[spec.environment]
@@ -53,7 +65,7 @@ class Local(Record):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=(write, lease),
+                pass_fds=(write, lease, *device),
                 start_new_session=True,
                 env=self._environment(spec, Path(scratch)),
                 # Of an interpreter that has modules of its own in the current directory, those would be taken first.
@@ -94,6 +106,20 @@ class Local(Record):
             "logs": str(log.with_suffix("").absolute()),
             "threads": self.threads,
         }
+
+
+@contextmanager
+def _device(spec: StageSpec, progress: Progress) -> Iterator[list[int]]:
+    """Hold the locks of the stage's device for it, beside others or `alone`; yields their descriptors."""
+    if spec.kind in _WITHOUT_DEVICE:
+        yield []
+        return
+
+    def waiting(owner: str) -> None:
+        progress(f"waiting: device used by {owner or 'another stage'}", 0, None)
+
+    with holding(device_names(spec.device), f"{spec.kind} {spec.name}".strip(), waiting, alone=spec.alone) as held:
+        yield held
 
 
 def _follow(process: subprocess.Popen[bytes], read: int, progress: Progress) -> dict[str, Any] | None:
