@@ -82,6 +82,7 @@ class ModelFacts(Record):
 
     `linears` counts the quantizable Linear modules by (out_features, in_features) as "OUTxIN"; None where the
     architecture is unknown to the planner. `bytes` are the weight files', None where only a config was at hand.
+    `context` is how many tokens the model was trained on at a time, None where its config does not say.
     """
 
     architecture: str
@@ -93,6 +94,7 @@ class ModelFacts(Record):
     parameters: int | None
     bytes: int | None
     unknown: list[str]
+    context: int | None = None
 
 
 def files_digest(files: list[FileEntry]) -> str:

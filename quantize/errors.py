@@ -5,6 +5,7 @@
     │   └── RecipeError              one or more problems, each with file:line
     ├── SourceError                  the model given cannot be read, fetched or trusted
     ├── DataError                    an eval set, a calibration text or a row is unusable
+    │   └── ClockMoved               the system's clock was set while something was timed by it
     ├── StoreError                   the artifact store: full, read-only, damaged, out of bounds
     ├── MissingDependency            an optional package is absent; names the command that installs it
     ├── EngineLost                   an engine was killed or did not answer in time: of the artifact it says nothing
@@ -18,6 +19,7 @@ A user meets the message, never a traceback. Anything that is not a `QuantizeErr
 from __future__ import annotations
 
 __all__ = [
+    "ClockMoved",
     "DataError",
     "EngineLost",
     "Interrupted",
@@ -72,6 +74,10 @@ class SourceError(QuantizeError):
 
 class DataError(QuantizeError):
     """An eval set, a calibration text or a measured row is unusable."""
+
+
+class ClockMoved(DataError):
+    """The system's clock was set while something was timed by it: the times are worth nothing."""
 
 
 class StoreError(QuantizeError):

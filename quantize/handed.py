@@ -239,7 +239,8 @@ class StageSpec:
     """One stage as an executor gets it. `inputs` maps input names to committed artifact directories.
 
     `libraries` are the distributions whose versions are written into the manifest. `interpreters` maps the environments
-    that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own).
+    that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own). `alone` is
+    a stage that measures time: nothing else may use the device meanwhile.
     """
 
     kind: str
@@ -253,6 +254,7 @@ class StageSpec:
     device: str
     interpreters: dict[str, Path] = field(default_factory=dict)
     environment: str | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ packages never import each other: what one needs from another is handed to it by
     Method     checkpoint + token ids       -> a quantized checkpoint
     Engine     checkpoint                   -> a session that answers
     Metric     session, look by look        -> rows and measurements; two arms' rows -> pairs and comparisons
+    Traffic    server or session, requests  -> when each was sent and each token came
     Gate       evidence and pairs           -> finding
     Executor   stage                        -> a process that commits it
     Registry   decisions                    -> versions and aliases that consumers load
@@ -26,23 +27,18 @@ from quantize.artifact import ModelFacts
 from quantize.evidence import ArmMeasurements, Comparison, Evidence, Spending
 from quantize.handed import (
     EvaluateJob,
-    HeadParameters,
     Host,
-    Parts,
     Progress,
     QuantizeJob,
     Row,
     Session,
     StageSpec,
-    Stop,
     TargetRule,
-    Top,
-    TopSession,
     Trade,
     VersionState,
-    WholeSession,
 )
 from quantize.scheme import Scheme
+from quantize.served import Arrivals, Request, Sent, Service, TimedSession
 from quantize.verdict import Decision, Finding
 
 if TYPE_CHECKING:
@@ -54,28 +50,14 @@ __all__ = [
     "MANIFEST_FILE",
     "Calibrator",
     "Engine",
-    "EvaluateJob",
     "Executor",
     "Gate",
-    "HeadParameters",
-    "Host",
     "Method",
     "Metric",
-    "Parts",
-    "Progress",
-    "QuantizeJob",
     "Registry",
-    "Row",
-    "Session",
+    "Sender",
     "Source",
-    "StageSpec",
-    "Stop",
-    "TargetRule",
-    "Top",
-    "TopSession",
-    "Trade",
-    "VersionState",
-    "WholeSession",
+    "Traffic",
 ]
 
 #: The list of a version's files with their sha256, logged beside them.
@@ -198,6 +180,17 @@ class Engine(Protocol):
         """Load `checkpoint` on `device` (`cpu`, `cuda`, `cuda:1`). Raises QuantizeError when it does not load."""
         ...
 
+    def serve(self, checkpoint: Path, device: str, host: Host, draft: Path | None = None) -> Service:
+        """Start a server on `checkpoint` and wait until it answers. `draft` guesses ahead for it, where it can.
+
+        Raises QuantizeError when it does not load, EngineLost when it is killed or not ready in time.
+        """
+        ...
+
+    def room(self, trained: int | None) -> int | None:
+        """Tokens of a request that it takes, answer included, of a model trained on `trained`; None: not known."""
+        ...
+
     def in_other_batches(self) -> "Engine":
         """The same engine with another batch size: what it answers differently is noise."""
         ...
@@ -259,6 +252,43 @@ class Metric(Protocol):
     def compare(self, baseline: Path, variant: Path, early: float) -> list[Comparison]:
         """Join two `evaluate` artifacts and compare. `early` is the share of alpha that stopping early has used."""
         ...
+
+
+class Traffic(Protocol):
+    """Who asks, and how the answers are timed."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def served(self) -> bool:
+        """True where a server is asked (`Service`); False where the model is timed in this process (`TimedSession`)."""
+        ...
+
+    @property
+    def environment(self) -> str | None:
+        """The environment whose interpreter sends; None: the program's own."""
+        ...
+
+    def open(self, tokenizer: Path, host: Host) -> "Sender":
+        """Get ready to send. `tokenizer` is a checkpoint's directory."""
+        ...
+
+
+class Sender(Protocol):
+    """Sends one load after another. Close it when done."""
+
+    def send(
+        self, target: Service | TimedSession, arrivals: Arrivals, requests: Sequence[Request], seconds: float
+    ) -> list[Sent]:
+        """Send every request once, in their order, and say what became of each. `seconds` is one request's deadline.
+
+        A failed request is a `Sent` with its error. Raises QuantizeError where the sender itself fails, ClockMoved
+        where its clock was.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 class Gate(Protocol):

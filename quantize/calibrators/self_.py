@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from quantize.protocols import Progress
+from quantize.handed import Progress
 from quantize.record import Record
 
 if TYPE_CHECKING:

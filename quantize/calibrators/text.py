@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from quantize.errors import DataError
-from quantize.protocols import Progress
+from quantize.handed import Progress
 from quantize.record import Record, file_sha256
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantize.child import Child, died
 from quantize.errors import MissingDependency
-from quantize.protocols import Host, Progress
+from quantize.handed import Host, Progress
 
 __all__ = ["ENVIRONMENT", "call", "write_job"]
 

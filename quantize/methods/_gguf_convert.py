@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from quantize.errors import QuantizeError
 from quantize.gguf_file import read_gguf
+from quantize.handed import Host, Progress
 from quantize.methods._gguf_call import call, write_job
 from quantize.methods._gguf_contents import gguf_contents
 from quantize.methods._text_files import copy_text_files
-from quantize.protocols import Host, Progress
 
 __all__ = ["MODEL_FILE", "Dtype", "card_of_variant", "convert_to_gguf", "copy_beside", "quantize_file"]
 

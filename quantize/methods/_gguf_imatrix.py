@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import QuantizeError
+from quantize.handed import Host, Progress
 from quantize.methods._gguf_call import call, write_job
-from quantize.protocols import Host, Progress
 
 if TYPE_CHECKING:
     import numpy as np

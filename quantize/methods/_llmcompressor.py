@@ -11,8 +11,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
+from quantize.handed import QuantizeJob
 from quantize.methods._text_files import copy_text_files
-from quantize.protocols import QuantizeJob
 from quantize.scheme import Scheme
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.artifact import ModelFacts
 from quantize.errors import QuantizeError
-from quantize.protocols import QuantizeJob
+from quantize.handed import QuantizeJob
 from quantize.scheme import Scheme
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from quantize.artifact import ModelFacts
 from quantize.errors import QuantizeError
+from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
 from quantize.methods._packed import (
     dtypes,
@@ -32,7 +33,6 @@ from quantize.methods._packed import (
     settle_and_witness,
     weight_only_problems,
 )
-from quantize.protocols import QuantizeJob
 from quantize.record import Record
 from quantize.scheme import Scheme
 

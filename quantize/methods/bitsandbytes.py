@@ -14,8 +14,8 @@ from pydantic import Field
 
 from quantize.artifact import ModelFacts
 from quantize.errors import QuantizeError
+from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems
-from quantize.protocols import QuantizeJob
 from quantize.record import Record
 from quantize.scheme import Scheme
 

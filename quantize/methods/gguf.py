@@ -23,6 +23,7 @@ from pydantic import Field, field_validator
 
 from quantize.artifact import ModelFacts
 from quantize.errors import QuantizeError
+from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems
 from quantize.methods._gguf_call import ENVIRONMENT
 from quantize.methods._gguf_convert import MODEL_FILE, card_of_variant, copy_beside, quantize_file
@@ -34,7 +35,6 @@ from quantize.methods._gguf_types import (
     misfits,
     tensor_types,
 )
-from quantize.protocols import QuantizeJob
 from quantize.record import Record
 from quantize.scheme import Scheme
 

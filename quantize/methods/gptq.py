@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from quantize.artifact import ModelFacts
+from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
-from quantize.protocols import QuantizeJob
 from quantize.record import Record
 from quantize.scheme import Scheme
 

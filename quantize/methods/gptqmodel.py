@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from quantize.artifact import ModelFacts
+from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
 from quantize.methods._packed import (
     dtypes,
@@ -25,7 +26,6 @@ from quantize.methods._packed import (
     weight_only_problems,
     words,
 )
-from quantize.protocols import QuantizeJob
 from quantize.record import Record
 from quantize.scheme import Scheme
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from quantize.artifact import ModelFacts
+from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems, group_size_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
-from quantize.protocols import QuantizeJob
 from quantize.record import Record
 from quantize.scheme import Scheme
 

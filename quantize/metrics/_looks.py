@@ -16,8 +16,8 @@ from pathlib import Path
 
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, ArmMeasurements, Progressed
+from quantize.handed import EvaluateJob, Row, Session, Stop
 from quantize.metrics._rows import item_measurements, read_rows, write_rows
-from quantize.protocols import EvaluateJob, Row, Session, Stop
 
 __all__ = ["Answered", "answer_in_looks", "arm_measurements", "order_in_looks"]
 

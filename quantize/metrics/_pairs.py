@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from quantize.errors import DataError
 from quantize.evidence import Comparison
+from quantize.handed import Row
 from quantize.metrics._rows import check_scores
-from quantize.protocols import Row
 from quantize.stats import document_bootstrap, judge_pairs, wilson_interval
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quantize.errors import DataError, QuantizeError
+from quantize.handed import EvaluateJob, HeadParameters, WholeSession
 from quantize.metrics._shards import Shards, ShardWriter, blocks
 from quantize.metrics._token_rows import Scores
-from quantize.protocols import EvaluateJob, HeadParameters, WholeSession
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantize.errors import DataError
 from quantize.evidence import Measurement
-from quantize.protocols import Row
+from quantize.handed import Row
 from quantize.stats import wilson_interval
 
 __all__ = ["check_scores", "item_measurements", "read_rows", "write_rows"]

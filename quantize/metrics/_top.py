@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize.errors import DataError, QuantizeError
+from quantize.handed import EvaluateJob, Top, TopSession
 from quantize.metrics._reference import differences
 from quantize.metrics._shards import Shards, ShardWriter, blocks
 from quantize.metrics._token_rows import Scores
-from quantize.protocols import EvaluateJob, Top, TopSession
 
 if TYPE_CHECKING:
     import torch

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quantize.evidence import ArmMeasurements, Comparison
+from quantize.handed import EvaluateJob, Row, Session
 from quantize.metrics._harness import generation_stops, make_task, run_tasks
 from quantize.metrics._items_file import Item, items_digest, load_items
 from quantize.metrics._looks import answer_in_looks, arm_measurements
 from quantize.metrics._pairs import compare_items, pair_items
 from quantize.metrics._rows import read_rows
-from quantize.protocols import EvaluateJob, Row, Session
 from quantize.record import Record
 
 __all__ = ["Items"]

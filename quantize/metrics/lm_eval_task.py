@@ -14,6 +14,7 @@ from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import ArmMeasurements, Comparison
+from quantize.handed import EvaluateJob, Row, Session
 from quantize.metrics._harness import (
     find_documents_by_number,
     fix_fewshot,
@@ -25,7 +26,6 @@ from quantize.metrics._looks import answer_in_looks, arm_measurements
 from quantize.metrics._pairs import compare_items, pair_items
 from quantize.metrics._rows import check_scores, read_rows
 from quantize.metrics._task_yaml import forbid_code, read_files
-from quantize.protocols import EvaluateJob, Row, Session
 from quantize.record import Record, digest, file_sha256
 
 __all__ = ["LmEvalTask"]

@@ -28,10 +28,10 @@ from pydantic import Field
 
 from quantize.errors import DataError
 from quantize.evidence import TOKEN_ROWS, ArmMeasurements, Comparison, Measurement
+from quantize.handed import EvaluateJob, Row, Session, TopSession, WholeSession
 from quantize.metrics._reference import Exact
 from quantize.metrics._token_rows import Scoring, TokenRows
 from quantize.metrics._top import Likeliest
-from quantize.protocols import EvaluateJob, Row, Session, TopSession, WholeSession
 from quantize.record import Record, digest, file_sha256
 
 if TYPE_CHECKING:

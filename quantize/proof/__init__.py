@@ -12,12 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantize.errors import EngineLost, Interrupted, QuantizeError
+from quantize.handed import Session
 from quantize.proof.damage import damage
 from quantize.proof.limits import LIMITS
 from quantize.proof.prompts import PROMPTS
 from quantize.proof.result import Numbers, Proof, not_loaded
 from quantize.proof.witness import record
-from quantize.protocols import Session
 
 __all__ = ["LIMITS", "PROMPTS", "Proof", "damage", "not_loaded", "prove", "record"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from quantize.handed import Session
 from quantize.proof.limits import limit
 from quantize.proof.prompts import POSITIONS
 from quantize.proof.result import Numbers
 from quantize.proof.witness import Witness
-from quantize.protocols import Session
 
 if TYPE_CHECKING:
     import torch

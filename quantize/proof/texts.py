@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import EngineLost, Interrupted, QuantizeError
+from quantize.handed import Session
 from quantize.proof.prompts import CONVERSATIONS, PROMPTS
 from quantize.proof.result import Numbers
-from quantize.protocols import Session
 
 __all__ = ["engine_differences", "text_differences"]
 

@@ -20,7 +20,8 @@ from pydantic import AfterValidator, Field
 
 from quantize.actor import actor
 from quantize.errors import DataError, RegistryError
-from quantize.protocols import MANIFEST_FILE, VersionState
+from quantize.handed import VersionState
+from quantize.protocols import MANIFEST_FILE
 from quantize.record import Record
 from quantize.registries._aliases import Smaller, Target, is_alias
 from quantize.registries._client import asking, database_file, sanitize

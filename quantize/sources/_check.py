@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantize.errors import SourceError
-from quantize.protocols import Progress
+from quantize.handed import Progress
 from quantize.sources._facts import read_config, read_header, read_index, weight_files
 
 __all__ = ["WANTED", "check_checkpoint", "check_files"]

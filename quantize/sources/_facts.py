@@ -21,6 +21,8 @@ __all__ = ["checkpoint_facts", "config_facts", "read_config", "read_header", "re
 _LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2"})
 _HEADER_LIMIT = 100_000_000
 _INDEX = "model.safetensors.index.json"
+#: Where a config says how long a context may be, the usual name first.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length")
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -108,6 +110,7 @@ def config_facts(config: dict[str, Any]) -> ModelFacts:
         parameters=parameters,
         bytes=None,
         unknown=unknown,
+        context=next((text[key] for key in _CONTEXT_KEYS if isinstance(text.get(key), int)), None),
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
-from quantize.protocols import MANIFEST_FILE, Progress
+from quantize.handed import Progress
+from quantize.protocols import MANIFEST_FILE
 from quantize.record import Record
 from quantize.sources._check import WANTED, check_checkpoint, check_files
 from quantize.sources._digests import remembered_sha256

@@ -19,7 +19,7 @@ from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
 from quantize.gguf_file import GgufFile, read_gguf
 from quantize.gguf_model import ROPE_FACTORS, dequantized
-from quantize.protocols import Progress
+from quantize.handed import Progress
 from quantize.record import Record
 from quantize.sources._check import check_checkpoint
 from quantize.sources._digests import remembered_sha256
@@ -65,6 +65,7 @@ class Gguf(Record):
             parameters=parameters,
             bytes=parameters * _FLOAT32_BYTES,
             unknown=[],
+            context=gguf.hyperparameter("context_length"),
         )
 
     def fetch(self, out: Path, progress: Progress) -> None:

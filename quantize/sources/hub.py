@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
-from quantize.protocols import Progress
+from quantize.handed import Progress
 from quantize.record import Record
 from quantize.sources._check import WANTED, check_checkpoint, check_files
 from quantize.sources._facts import config_facts, read_config

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import MissingDependency, SourceError
-from quantize.protocols import Progress
+from quantize.handed import Progress
 from quantize.record import Record
 from quantize.sources.gguf import Gguf
 
