@@ -38,7 +38,7 @@ _UNQUANTIZED = {0: "float32", 1: "float16", 32: "bfloat16"}
 
 
 class LlamaCppSession:
-    """See `protocols.Session`."""
+    """See `handed.Session`."""
 
     distributions: ClassVar[Literal["full", "top"]] = "full"
 
@@ -101,7 +101,7 @@ class LlamaCppSession:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def log_probabilities(self, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """See `protocols.Session`."""
+        """See `handed.Session`."""
         logits = next(self._client.read([self._fitting(ids)], last=len(kept))).double()
         lost = ~logits.isfinite().all(1)
         chosen = logits.log_softmax(1).gather(1, kept)
@@ -128,17 +128,17 @@ class LlamaCppSession:
         return self._lazy.numbers()
 
     def head(self, hidden: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """See `protocols.Session` and `hidden`."""
+        """See `handed.Session` and `hidden`."""
         if self._lazy is None:
             return self._head.logits(hidden, start, stop)
         return self._lazy.logits(hidden, start, stop)
 
     def head_parameters(self) -> HeadParameters:
-        """See `protocols.Session`. The names are those under which Hugging Face checkpoints hold the matrix."""
+        """See `handed.Session`. The names are those under which Hugging Face checkpoints hold the matrix."""
         return self._head.parameters
 
     def top(self, windows: Sequence[torch.Tensor], k: int) -> list[Top]:
-        """See `protocols.Session`. A row whose logits are not finite is NaN."""
+        """See `handed.Session`. A row whose logits are not finite is NaN."""
         found = []
         for ids, block in zip(windows, self._client.read([self._fitting(window) for window in windows]), strict=True):
             exact = block[:-1].double()

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantize.child import Child, died, without_secrets
+from quantize.engines._processes import peak_resident, started_with
 from quantize.errors import EngineLost, QuantizeError
 from quantize.handed import Host
 
@@ -22,8 +23,11 @@ __all__ = ["CAUSES", "HOST", "Server", "free_port"]
 
 HOST = "127.0.0.1"
 
-#: What vLLM's log shows where one of its workers was killed: the server itself then ends with a status.
-_KILLED = r"exit code: -9\)"
+#: What Python leaves in the log of a process that crashes (PYTHONFAULTHANDLER).
+_FATAL = r"Fatal Python error: "
+#: What vLLM's log shows where one of its workers was killed: the server itself then ends with a status. vLLM may ask
+#: for the worker's status before the system knows it; a worker that is gone and has not crashed was killed.
+_KILLED = rf"(?s:\A(?!.*{_FATAL}).*exit code: (?:-9|None)\))"
 _TAKEN = r"Free memory on device .* less than desired"
 
 #: What vLLM's log shows (a regular expression) -> what it means and what would mend it. The first that is found counts.
@@ -42,10 +46,11 @@ CAUSES: dict[str, str] = {
     r"Failed to find a kernel that can implement|does not support weight_bits": (
         "vLLM has no kernel on this device for weights of this scheme: take another scheme or another engine"
     ),
-    r"exit code: -4\)": (
+    rf"exit code: -4\)|{_FATAL}Illegal instruction": (
         "vLLM's kernels for this scheme and dtype use instructions (AVX-512, AMX) that this CPU or its virtual machine "
         "refuses: use another dtype, another scheme, or another machine"
     ),
+    f"{_FATAL}(?!Aborted)": "a worker crashed in a kernel: use another dtype or scheme, or another engine",
     _KILLED: "a worker was killed (SIGKILL); the usual cause is memory: see what `quantize plan` estimates",
     r"Worker proc \S+ died unexpectedly": (
         "a worker died of a signal; on CPUs the usual causes are kernels that use instructions (AVX-512, AMX) which "
@@ -134,6 +139,11 @@ class Server:
         kind = QuantizeError if refused else EngineLost
         return kind(f"vLLM's server gave no answer to {what}: {error}\n{self.child.tail()}", where=str(self.child.log))
 
+    def check(self) -> None:
+        """Raises QuantizeError where it has ended: an EngineLost where it was killed."""
+        if not self.child.running:
+            raise self._death()
+
     def _death(self) -> QuantizeError:
         """Why it ended. The log's end is about what vLLM tidied up; its first error says more."""
         error = died(self.child, CAUSES)
@@ -149,23 +159,11 @@ class Server:
 
     def peak(self) -> int:
         """The most bytes that one of its processes has had resident: the one that holds the weights, on CPUs."""
-        return max((_resident(pid) for pid in self.processes()), default=0)
+        return peak_resident(self.processes())
 
     def processes(self) -> list[int]:
         """Its processes, the guard among them, as /proc shows them."""
-        parents: dict[int, list[int]] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-                except OSError:  # it ended meanwhile
-                    continue
-                parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-        port = str(self.port).encode()
-        found = [pid for pid in parents.get(os.getpid(), []) if port in _command(pid)]
-        for pid in found:
-            found += parents.get(pid, [])
-        return found
+        return started_with(str(self.port))
 
     def weights(self) -> int | None:
         """Bytes of the model's weights on the GPU, where the log says so."""
@@ -210,25 +208,9 @@ def _environment(variables: Mapping[str, str], host: Host) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "INFO",
+        "PYTHONFAULTHANDLER": "1",
         "OMP_NUM_THREADS": str(threads),
         # Left to itself vLLM binds its threads to all cores but one; several servers would share the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **variables,
     }
-
-
-def _command(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _resident(pid: int) -> int:
-    """Peak resident bytes of a process; 0 where it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    kib = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(kib[1]) * 1024 if kib else 0

@@ -6,16 +6,16 @@ Imported only by functions that open the engine.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from quantize.engines import _vllm_asked as asked
+from quantize.engines._processes import gpu_bytes, gpu_name
 from quantize.engines._vllm_client import COMPLETIONS, Client
-from quantize.engines._vllm_server import Server
+from quantize.engines._vllm_start import start_server
 from quantize.errors import QuantizeError
 from quantize.handed import Host, Top
 
@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VllmSession"]
 
-#: Where the server's processes find what they import of ours, and its module for CPUs with AMX.
-_WORKER, _AMX = Path(__file__).with_name("_vllm_worker"), "quantize_amx"
-
 
 class VllmSession:
-    """See `protocols.Session`. `config` is the checkpoint's own."""
+    """See `handed.Session`. `config` is the checkpoint's own."""
 
     distributions: ClassVar[Literal["full", "top"]] = "top"
 
@@ -43,11 +40,8 @@ class VllmSession:
         self._lm: Any = None
         self._most, beyond = engine.context(config)
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-        name = "vllm" if self._on_gpu else "vllm-cpu"
-        if name not in host.interpreters:
-            raise QuantizeError(f"the environment {name} is not made.", fix=f"quantize env create {name}")
-        arguments = _arguments(engine, checkpoint, self.arithmetic, self._most, on_gpu=self._on_gpu)
-        self._server = Server(host.interpreters[name], arguments, _variables(engine, self._on_gpu, beyond), host)
+        # One token more than a prompt may have: the server always generates one.
+        self._server = start_server(engine, checkpoint, config, device, host, length=self._most + 1, beyond=beyond)
         self._client = Client(self._server, engine.max_num_seqs, engine.request_seconds)
         try:
             self._server.ready(engine.load_seconds)
@@ -61,7 +55,7 @@ class VllmSession:
     def device(self) -> str:
         """Device class and name."""
         if self._on_gpu:
-            return f"cuda {_gpu()}"
+            return f"cuda {gpu_name()}"
         return f"cpu {platform.processor() or platform.machine()}"
 
     def lm(self) -> Any:
@@ -77,7 +71,7 @@ class VllmSession:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def log_probabilities(self, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """See `protocols.Session`. One request per position: asked for by name, every token gets its number."""
+        """See `handed.Session`. One request per position: asked for by name, every token gets its number."""
         prompt = self._fitting(ids)
         bodies, owners = [], []
         for row, tokens in enumerate(kept.tolist()):
@@ -100,7 +94,7 @@ class VllmSession:
         return torch.tensor(rows, dtype=torch.float64).reshape(kept.shape)
 
     def top(self, windows: Sequence[torch.Tensor], k: int) -> list[Top]:
-        """See `protocols.Session`. Raises QuantizeError where more are asked for than the server gives."""
+        """See `handed.Session`. Raises QuantizeError where more are asked for than the server gives."""
         if k > asked.MOST:
             raise QuantizeError(f"vLLM's server gives the {asked.MOST} likeliest tokens, not {k}.")
         k = min(k, self.vocabulary)
@@ -116,15 +110,15 @@ class VllmSession:
         ]
 
     def tokenize(self, text: str) -> list[int]:
-        """See `protocols.Session`: as the server treats a completion's prompt."""
+        """See `handed.Session`: as the server treats a completion's prompt."""
         return self._tokens({"prompt": text})
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """See `protocols.Session`: as the server treats a chat completion's messages."""
+        """See `handed.Session`: as the server treats a chat completion's messages."""
         return self._tokens({"messages": messages, "add_generation_prompt": True})
 
     def stops(self, ids: list[int], token: int) -> bool:
-        """See `protocols.Session`. No other token is allowed, which forces more surely than any bias."""
+        """See `handed.Session`. No other token is allowed, which forces more surely than any bias."""
         body = {
             **asked.NEUTRAL,
             "prompt": ids,
@@ -139,10 +133,10 @@ class VllmSession:
         return bool(first["finish_reason"] == "stop" and first["token_ids"] == [token])
 
     def memory(self) -> dict[str, int]:
-        """See `protocols.Session`: on GPUs what the driver says that the server's processes hold."""
+        """See `handed.Session`: on GPUs what the driver says that the server's processes hold."""
         if not self._on_gpu:
             return {"peak": self._server.peak()}
-        weights, held = self._server.weights(), _held(set(self._server.processes()))
+        weights, held = self._server.weights(), gpu_bytes(self._server.processes())
         return {
             **({} if weights is None else {"weights": weights}),
             **({} if held is None else {"peak": held}),
@@ -178,54 +172,6 @@ class VllmSession:
         return [int(token) for token in ids.tolist()]
 
 
-def _arguments(engine: Vllm, checkpoint: Path, dtype: str, most: int, *, on_gpu: bool) -> list[str]:
-    """The server's own. One token more than a prompt may have: the server always generates one."""
-    eager = not on_gpu if engine.enforce_eager is None else engine.enforce_eager
-    named = {
-        "--model": checkpoint,
-        "--dtype": dtype,
-        "--max-model-len": most + 1,
-        "--max-num-seqs": engine.max_num_seqs,
-        # The scheduler refuses fewer tokens in a pass than requests.
-        "--max-num-batched-tokens": max(engine.max_num_batched_tokens, engine.max_num_seqs),
-        "--max-logprobs": asked.MOST,
-        "--kv-cache-dtype": engine.kv_cache_dtype,
-        "--tensor-parallel-size": engine.tensor_parallel_size,
-        "--gpu-memory-utilization": engine.gpu_memory_utilization,
-    }
-    if not on_gpu:
-        named["--worker-extension-cls"] = f"{_AMX}.Permitted"
-    return [
-        *(str(part) for pair in named.items() for part in pair),
-        "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
-        "--enforce-eager" if eager else "--no-enforce-eager",
-        "--disable-uvicorn-access-log",
-    ]
-
-
-def _variables(engine: Vllm, on_gpu: bool, beyond: bool) -> dict[str, str]:
-    """The server's environment, beside what every server gets."""
-    variables = {} if on_gpu else _on_cpu(engine)
-    if (not on_gpu) if engine.enforce_eager is None else engine.enforce_eager:
-        # Eager mode leaves a few functions compiled; on CPUs that takes a compiler and 15 s of the first request.
-        variables["TORCH_COMPILE_DISABLE"] = "1"
-    if beyond:
-        # The one token that is generated after the longest prompt stands beyond what the model was trained on. It is
-        # never read, so no position is used that the model does not have.
-        variables["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-    return variables
-
-
-def _on_cpu(engine: Vllm) -> dict[str, str]:
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
-        # Left to itself vLLM rounds the activations of 4-bit weights to 8 bits where there is AMX: W4A8, another scheme
-        # than the one that was asked for.
-        "VLLM_CPU_INT4_W4A8": "0",
-        "PYTHONPATH": str(_WORKER),
-    }
-
-
 def _top(prompt: list[int], answer: dict[str, Any] | None, k: int) -> Top:
     """From the log-probabilities of a prompt: at each position the k likeliest tokens, and the one that is there."""
     if answer is None:
@@ -252,37 +198,3 @@ def _nothing(positions: int, k: int) -> Top:
         torch.zeros((positions, k), dtype=torch.int64),
         torch.full((positions, k), torch.nan, dtype=torch.float64),
     )
-
-
-def _gpu() -> str:
-    """The GPU's name. By the driver's library: our own torch may be a build for CPUs."""
-    with _nvml() as nvml:
-        return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0))) if nvml else platform.machine()
-
-
-def _held(pids: set[int]) -> int | None:
-    """Bytes of GPU memory that some processes hold; None where the driver does not say."""
-    with _nvml() as nvml:
-        held = [
-            int(one.usedGpuMemory or 0)
-            for index in range(nvml.nvmlDeviceGetCount() if nvml else 0)
-            for one in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
-            if one.pid in pids
-        ]
-    return sum(held) or None
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """NVIDIA's management library, or None where there is no driver."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001  its errors are classes of its own, made when it is imported
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()

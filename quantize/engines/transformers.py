@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from quantize.errors import EngineLost, QuantizeError
-from quantize.protocols import HeadParameters, Host
+from quantize.handed import HeadParameters, Host
 from quantize.record import Record
 
 if TYPE_CHECKING:
     import torch
+
+    from quantize.engines._timing import Greedy
+    from quantize.engines._transformers_service import TransformersService
+    from quantize.served import Timed
 
 __all__ = ["Transformers", "TransformersSession"]
 
@@ -31,7 +35,8 @@ class Transformers(Record):
     """`dtype` of computation: `auto` is float32 on CPUs (few have fast bfloat16) and the checkpoint's own on GPUs.
 
     `max_batch_tokens` bounds the tokens of one forward pass. In the environment `gptqmodel` it loads the formats `gptq`
-    and `awq`, whose kernels live there; the whole stage then runs in that interpreter.
+    and `awq`, whose kernels live there; the whole stage then runs in that interpreter. For traffic it has a server of
+    ours, which is waited for `load_seconds`.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -41,6 +46,7 @@ class Transformers(Record):
     runs_in: Annotated[Literal["gptqmodel"] | None, Field(alias="environment")] = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_batch_tokens: Annotated[int, Field(gt=0)] = 8192
+    load_seconds: Annotated[float, Field(gt=0)] = 600
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -103,19 +109,40 @@ class Transformers(Record):
         settle(model)
         return TransformersSession(model.eval(), tokenizer, self.max_batch_tokens)
 
+    def room(self, trained: int | None) -> int | None:
+        """See `protocols.Engine`."""
+        return trained
+
+    def serve(self, checkpoint: Path, device: str, host: Host, draft: Path | None = None) -> TransformersService:
+        """Start a small streaming server of ours, which answers one request at a time, and wait until it answers.
+
+        No production engine. Raises QuantizeError where the checkpoint does not load or a `draft` is named, EngineLost
+        where the server is killed or not ready within `load_seconds`.
+        """
+        from quantize.engines._transformers_service import TransformersService
+
+        if draft is not None:
+            raise QuantizeError(
+                "the server over transformers does not let a draft guess ahead.",
+                where=str(draft),
+                fix="Benchmark drafts in llamacpp or vllm, which serve with them, or leave `benchmark.draft` out.",
+            )
+        return TransformersService(self, checkpoint, device, host)
+
     def in_other_batches(self) -> Transformers:
         """See `protocols.Engine`: a sixteenth of the tokens, which also on CPUs is less than a batch has otherwise."""
         return self.model_copy(update={"max_batch_tokens": max(1, self.max_batch_tokens // 16)})
 
 
 class TransformersSession:
-    """A loaded model. See `protocols.Session`."""
+    """A loaded model. See `handed.Session`."""
 
     def __init__(self, model: Any, tokenizer: Any, max_batch_tokens: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._max_batch_tokens = max_batch_tokens
         self._lm: Any = None
+        self._greedy: Greedy | None = None
 
     @property
     def device(self) -> str:
@@ -162,7 +189,7 @@ class TransformersSession:
             return logits
 
     def log_probabilities(self, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """See `protocols.Session`. Normalised in float64: in float32 that would be the largest error."""
+        """See `handed.Session`. Normalised in float64: in float32 that would be the largest error."""
         import torch
 
         logits = self.logits(ids[None])[0, -len(kept) :].double()
@@ -170,18 +197,18 @@ class TransformersSession:
         return logits.log_softmax(1).gather(1, kept)
 
     def tokenize(self, text: str) -> list[int]:
-        """See `protocols.Session`: with the special tokens that the tokenizer puts around a text."""
+        """See `handed.Session`: with the special tokens that the tokenizer puts around a text."""
         return list(self.tokenizer(text)["input_ids"])
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """See `protocols.Session`. Raises QuantizeError where the template is absent or refuses the conversation."""
+        """See `handed.Session`. Raises QuantizeError where the template is absent or refuses the conversation."""
         try:
             return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
         except Exception as error:  # a template raises what it likes
             raise QuantizeError(f"the chat template does not take the conversation: {error}") from error
 
     def stops(self, ids: list[int], token: int) -> bool:
-        """See `protocols.Session`, by `generate` and the checkpoint's own generation settings."""
+        """See `handed.Session`, by `generate` and the checkpoint's own generation settings."""
         import torch
 
         def say(seen: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -207,8 +234,39 @@ class TransformersSession:
             )
         return int(answer.shape[1]) == len(ids) + 1
 
+    def greedy(self) -> Greedy:
+        """The model as it answers greedily; on a GPU the steps that were captured stay with it."""
+        if self._greedy is None:
+            from quantize.engines._timing import Greedy
+
+            self._greedy = Greedy(self.model)
+        return self._greedy
+
+    def timed(self, ids: torch.Tensor, new_tokens: int) -> Timed:
+        """See `served.TimedSession`. The end of a text ends no answer. Raises DataError where a prompt is too long."""
+        from quantize.engines._timing import answer
+
+        return answer(self.greedy(), ids, new_tokens)[0]
+
+    def facts(self) -> dict[str, str]:
+        """What times depend on: dtype of the arithmetic, attention, threads on CPUs, graphs on GPUs."""
+        import torch
+
+        found = {"dtype": self.arithmetic, "attention": getattr(self.model.config, "_attn_implementation", "unknown")}
+        if self.model.device.type == "cpu":
+            return {**found, "threads": str(torch.get_num_threads()), "graphs": "eager"}
+        return {**found, "graphs": self.greedy().graphs}
+
+    def work(self) -> dict[str, int]:
+        """See `served.TimedSession`."""
+        from quantize.engines._timing import kv_bytes
+        from quantize.roofline import work_of
+
+        done = work_of(self.model)
+        return {"parameters": done.parameters, "read": done.weight_bytes, "kv_token": kv_bytes(self.model)}
+
     def memory(self) -> dict[str, int]:
-        """See `protocols.Session`: resident on CPUs, allocated by torch on GPUs."""
+        """See `handed.Session`: resident on CPUs, allocated by torch on GPUs."""
         import resource
 
         import torch
@@ -222,7 +280,7 @@ class TransformersSession:
         return {"weights": weights, "peak": peak}
 
     def hidden(self, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See `protocols.Session`. Shorter windows are padded on the right, which a causal model does not see."""
+        """See `handed.Session`. Shorter windows are padded on the right, which a causal model does not see."""
         import torch
 
         on_cpu = self.model.device.type == "cpu"
@@ -261,7 +319,7 @@ class TransformersSession:
         return hidden
 
     def head(self, hidden: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """See `protocols.Session`: output matrix, then logit scale, then soft cap, as the config has them."""
+        """See `handed.Session`: output matrix, then logit scale, then soft cap, as the config has them."""
         import torch
 
         head = self.model.get_output_embeddings()
@@ -273,7 +331,7 @@ class TransformersSession:
             return torch.tanh(logits / cap) * cap if cap else logits
 
     def head_parameters(self) -> HeadParameters:
-        """See `protocols.Session`."""
+        """See `handed.Session`."""
         names = {id(module): name for name, module in self.model.named_modules()}
         modules = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
         places = tuple(names[id(module)] for module in modules)
@@ -289,7 +347,7 @@ class TransformersSession:
 
         import torch
 
-        self._lm = None
+        self._lm = self._greedy = None
         del self.model
         gc.collect()
         if torch.cuda.is_available():

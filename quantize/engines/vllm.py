@@ -18,6 +18,7 @@ from quantize.handed import Host
 from quantize.record import Record
 
 if TYPE_CHECKING:
+    from quantize.engines._vllm_service import VllmService
     from quantize.engines._vllm_session import VllmSession
 
 __all__ = ["Vllm"]
@@ -79,6 +80,21 @@ class Vllm(Record):
         _check(checkpoint)
         return VllmSession(self, checkpoint, config, device, host)
 
+    def serve(self, checkpoint: Path, device: str, host: Host, draft: Path | None = None) -> VllmService:
+        """Start a server for traffic on `checkpoint`, without a prefix cache, and wait until it answers.
+
+        `draft` is a checkpoint with the same vocabulary. Raises as `open` does.
+        """
+        from quantize.engines._vllm_service import VllmService
+
+        checkpoint = checkpoint.absolute()
+        config = _config(checkpoint)
+        _check(checkpoint)
+        if draft is not None:
+            draft = draft.absolute()
+            _check_draft(draft, config)
+        return VllmService(self, checkpoint, config, device, host, draft)
+
     def in_other_batches(self) -> Vllm:
         """See `protocols.Engine`: an eighth of the requests at the same time, in passes of half as many tokens."""
         fewer = {
@@ -99,8 +115,12 @@ class Vllm(Record):
     def context(self, config: dict[str, Any]) -> tuple[int, bool]:
         """Tokens of a prompt, and whether one more is more than the model was trained on."""
         trained = config.get("max_position_embeddings")
-        wanted = self.max_model_len or min(_CONTEXT, trained or _CONTEXT)
+        wanted = self.room(trained)
         return wanted, wanted == trained
+
+    def room(self, trained: int | None) -> int:
+        """See `protocols.Engine`."""
+        return self.max_model_len or min(_CONTEXT, trained or _CONTEXT)
 
 
 @cache
@@ -123,6 +143,18 @@ def _config(checkpoint: Path) -> dict[str, Any]:
     if "vocab_size" not in config:
         raise QuantizeError("this is no language model's config: it names no vocab_size.", where=str(path))
     return config
+
+
+def _check_draft(draft: Path, config: dict[str, Any]) -> None:
+    """Raises QuantizeError where a draft is no whole checkpoint, or has other tokens than `config`'s model."""
+    _check(draft)
+    own = _config(draft)["vocab_size"]
+    if own != config["vocab_size"]:
+        raise QuantizeError(
+            f"the draft has a vocabulary of {own} tokens and the model one of {config['vocab_size']}.",
+            where=str(draft),
+            fix="Take a draft of the same family, with the same tokenizer.",
+        )
 
 
 def _check(checkpoint: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from quantize.engines import Transformers
 from quantize.engines.transformers import TransformersSession, _batches
 from quantize.errors import DataError, QuantizeError
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Rtn
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama"
