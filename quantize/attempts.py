@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantize.errors import StoreError
-from quantize.protocols import VersionState
+from quantize.handed import VersionState
 from quantize.record import digest
 from quantize.store import Store, sync, writing
 

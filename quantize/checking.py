@@ -162,7 +162,7 @@ def _again(variant: VariantRecord, recipe: Recipe, judge: Path, inputs: dict[str
     """Evidence and verdict from the rows, by the rules that the artifact at `judge` was reached by."""
     rules = Rules.model_validate_json((judge / "rules.json").read_text(encoding="utf-8"))
     collected = collect(rules, recipe.ordered_evals(), inputs)
-    verdict = decide(collected, recipe.gates, rules)
+    verdict = decide(collected, recipe.gates_of(variant.name), rules)
     return collected.evidence, verdict.model_copy(update={"program": variant.verdict.program})
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from quantize import __version__, cli_environments, cli_evidence, cli_registry
+from quantize import __version__, cli_capacity, cli_environments, cli_evidence, cli_registry
 from quantize.cli_options import as_document, json_option, only_option, recipe_argument, set_option, store_option
 from quantize.errors import Interrupted, QuantizeError, RecipeError, StageFailed
 
@@ -101,15 +101,17 @@ def run(
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
     from quantize import job
     from quantize.display import watcher
-    from quantize.report import item_seconds, markdown, print_summary, summarise
+    from quantize.report import Summary, item_seconds, markdown, print_summary, read_benchmarks, summarise
     from quantize.run import RunRecord
 
     if dry_run:
         _plan(recipe, overrides, only, store_path, as_json=as_json, config=None)
         return 0
 
-    def page(record: RunRecord) -> str:
-        return markdown(summarise(record, item_seconds(record, _store(store_path))))
+    def summary(record: RunRecord) -> Summary:
+        store = _store(store_path)
+        benchmarks = read_benchmarks(record, store.root / "runs" / record.run, store)
+        return summarise(record, item_seconds(record, store), benchmarks)
 
     record, code = job.execute(
         recipe,
@@ -119,12 +121,12 @@ def run(
         watcher(),
         release=not no_release,
         create_environments=create_envs,
-        report=page,
+        report=lambda record: markdown(summary(record)),
     )
     if as_json:
         as_document({**json.loads(record.model_dump_json()), "exit_code": code})
     else:
-        print_summary(summarise(record, item_seconds(record, _store(store_path))), sys.stdout)
+        print_summary(summary(record), sys.stdout)
     return code
 
 
@@ -180,7 +182,7 @@ def schema() -> None:
 
 
 cli.add_command(cli_environments.env)
-for verb in (cli_evidence.report, cli_evidence.compare, cli_evidence.verify):
+for verb in (cli_evidence.report, cli_evidence.compare, cli_evidence.verify, cli_capacity.capacity):
     cli.add_command(verb)
 for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cli_registry.rollback, cli_registry.pull):
     cli.add_command(verb)

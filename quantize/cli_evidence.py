@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quantize.protocols import Registry
     from quantize.store import Store
 
-__all__ = ["compare", "report", "verify"]
+__all__ = ["compare", "report", "run_directory", "verify"]
 
 _SHOWN_FLIPS = 10
 
@@ -29,14 +29,15 @@ _SHOWN_FLIPS = 10
 @click.option("--format", "form", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
 def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
     """Show a run again: its folder, its name, or `latest`."""
-    from quantize.report import item_seconds, markdown, print_summary, summarise
+    from quantize.report import item_seconds, markdown, print_summary, read_benchmarks, summarise
     from quantize.run import read_record
 
-    record = read_record(_run_directory(run_name, store_path))
+    directory, store = run_directory(run_name, store_path), _store(store_path)
+    record = read_record(directory)
     if as_json:
         as_document(json.loads(record.model_dump_json()))
         return
-    summary = summarise(record, item_seconds(record, _store(store_path)))
+    summary = summarise(record, item_seconds(record, store), read_benchmarks(record, directory, store))
     if form == "markdown":
         click.echo(markdown(summary))
     else:
@@ -73,7 +74,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="quantize-compare-") as scratch:
         places = Places(
             store=_store(store_path),
-            run=lambda name: read_record(_run_directory(name, store_path)),
+            run=lambda name: read_record(run_directory(name, store_path)),
             registry=lambda name: _registry(name, uri, store_path),
             scratch=Path(scratch),
         )
@@ -96,7 +97,7 @@ def verify(run_name: str, store_path: Path, as_json: bool) -> int:
     """Recompute every digest of a run from bytes and every verdict from stored rows."""
     from quantize.checking import verify_run
 
-    checks = verify_run(_run_directory(run_name, store_path, ended=False), _store(store_path))
+    checks = verify_run(run_directory(run_name, store_path, ended=False), _store(store_path))
     if as_json:
         as_document([{"what": check.what, "problems": list(check.problems)} for check in checks])
     else:
@@ -107,7 +108,7 @@ def verify(run_name: str, store_path: Path, as_json: bool) -> int:
     return 1 if any(check.problems for check in checks) else 0
 
 
-def _run_directory(name: str, store: Path, *, ended: bool = True) -> Path:
+def run_directory(name: str, store: Path, *, ended: bool = True) -> Path:
     """The folder of a run. With `ended`, `latest` passes over runs that are going on or were killed."""
     from quantize.upkeep import run_directories
 

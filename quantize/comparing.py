@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from quantize.arms import Arm
 from quantize.errors import DataError, UsageError
 from quantize.evidence import Comparison
+from quantize.handed import Row
 from quantize.metrics import Items, Text, read_rows
-from quantize.protocols import Row
 
 if TYPE_CHECKING:
     from quantize.stats import Pairs

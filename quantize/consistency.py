@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from quantize.evidence import NO_EVALS
-from quantize.gates import GateConfig, NonInferiority
+from quantize.benchmark.config import GOODPUT, Benchmark, least_requests
+from quantize.evidence import LOAD, NO_EVALS
+from quantize.gates import Benefit, GateConfig, Latency, NonInferiority
 from quantize.methods import MethodConfig
 from quantize.metrics import MetricConfig
 from quantize.problems import nearest
@@ -24,6 +25,9 @@ Place = tuple[str | int, ...]
 _METHODS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
 _GATES: TypeAdapter[Any] = TypeAdapter(GateConfig)
 _METRICS: TypeAdapter[Any] = TypeAdapter(MetricConfig)
+_BENCHMARK: TypeAdapter[Any] = TypeAdapter(Benchmark)
+#: The kinds of gates that may look at what is measured of the artifact itself, or under load.
+_OF_ARTIFACTS = ("latency", "slo", "benefit")
 
 
 def inconsistencies(data: Any) -> Iterator[tuple[Place, str]]:
@@ -39,6 +43,14 @@ def inconsistencies(data: Any) -> Iterator[tuple[Place, str]]:
     yield from _targets(data)
     yield from _gates(data)
     yield from _confirmation(data)
+    yield from _draft(data)
+
+
+def _draft(data: Any) -> Iterator[tuple[Place, str]]:
+    """A draft that is no variant."""
+    name, known = _get(_get(data, "benchmark"), "draft"), [name for name in _names(data, "variants") if name]
+    if isinstance(name, str) and name not in known:
+        yield ("benchmark", "draft"), f"{name!r} is not a variant of this recipe. {nearest(name, known)}"
 
 
 def _confirmation(data: Any) -> Iterator[tuple[Place, str]]:
@@ -114,6 +126,9 @@ def _gates(data: Any) -> Iterator[tuple[Place, str]]:
         name, _, rest = metric.partition(".")
         quantity = rest.partition("/")[0]
         place = ("gates", index, "metric")
+        if name in NO_EVALS or _get(gate, "kind") in _OF_ARTIFACTS:
+            yield from (((*place[:2], key), text) for key, text in _of_artifacts(data, gate, read[index]))
+            continue
         if name not in known:
             yield place, f"{name!r} is not an eval of this recipe. {nearest(name, known)}"
             continue
@@ -125,6 +140,43 @@ def _gates(data: Any) -> Iterator[tuple[Place, str]]:
             yield place, f"non-inferiority is tested on scores of items, and {metric!r} has none. Take `kind: limit`"
     if read and all(gate is not None and gate.advisory for gate in read):
         yield ("gates",), "every gate is advisory: nothing could ever stop a bad variant"
+
+
+def _of_artifacts(data: Any, gate: Any, read: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with a gate on bytes or on times, by the gate's key."""
+    metric, kind = str(_get(gate, "metric")), _get(gate, "kind")
+    if kind not in _OF_ARTIFACTS:
+        yield "kind", f"{metric} is no score of items: take `kind: latency`, `slo` or `benefit`"
+        return
+    if metric.partition(".")[0] != LOAD:
+        if not (isinstance(read, Benefit) and metric == "weights.bytes"):
+            yield "metric", f"{metric!r} is not measured under load: a benefit may be of weights.bytes, or of `load.…`"
+        return
+    target, targets = _get(gate, "target"), list(_members(_get(_get(data, "registry"), "targets")))
+    if isinstance(target, str) and target not in targets:
+        yield "target", f"{target!r} is not a target of this recipe's registry. {nearest(target, targets)}"
+    benchmark = _valid(_BENCHMARK, _get(data, "benchmark"))
+    if _get(data, "benchmark") is None:
+        yield "metric", f"{metric} is measured by a `benchmark:`, and this recipe has none"
+    elif benchmark is not None:
+        yield from _under_load(metric, read, benchmark)
+
+
+def _under_load(metric: str, read: Any, benchmark: Benchmark) -> Iterator[tuple[str, str]]:
+    """What a gate asks of a benchmark that it does not measure."""
+    quantity = metric.partition(".")[2].partition("/")[0]
+    if quantity == GOODPUT and benchmark.slo is None:
+        yield "metric", "goodput counts what keeps `benchmark.slo`, and the recipe has none"
+    elif metric not in benchmark.metrics():
+        yield "metric", f"the benchmark measures no {metric!r}. {nearest(metric, list(benchmark.metrics()))}"
+    elif benchmark.alone and isinstance(read, Latency | Benefit):
+        yield "kind", "with `benchmark.alone` there is no baseline to compare with: take `kind: slo`"
+    else:
+        load = next((load for load in benchmark.sent if load.name == metric.partition("/")[2]), None)
+        least = least_requests(quantity)
+        if load is not None and load.requests < least:
+            few = f"{quantity} needs {least} requests in every block; the load {load.name!r} has {load.requests}"
+            yield "metric", few
 
 
 def _valid(adapter: TypeAdapter[Any], value: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from quantize.artifact import Manifest
 from quantize.errors import StageFailed
+from quantize.handed import Progress
 from quantize.plan import Plan, Stage
-from quantize.protocols import Progress
 from quantize.watcher import Watcher
 
 __all__ = ["Bars", "Lines", "watcher"]
@@ -55,9 +55,9 @@ class Lines(Watcher):
 
         def show(what: str, done: float, total: float | None) -> None:
             nonlocal last
-            if total and time.monotonic() - last > _QUIET_SECONDS:
+            if time.monotonic() - last > _QUIET_SECONDS:
                 last = time.monotonic()
-                self._say(f"  {stage.label}: {what or 'working'} {done:g}/{total:g}")
+                self._say(f"  {stage.label}: {what or 'working'}" + (f" {done:g}/{total:g}" if total else ""))
 
         return show
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantize.errors import RegistryError
+from quantize.handed import VersionState
 from quantize.plan import VariantPlan
-from quantize.protocols import Registry, VersionState
+from quantize.protocols import Registry
 from quantize.record import digest, file_sha256
 from quantize.run import Runner
 from quantize.serving import Served, describe, pick_draft, write_serving

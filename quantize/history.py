@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantize.errors import RegistryError
+from quantize.handed import VersionState
 from quantize.promotion import BASELINE, Event, events
-from quantize.protocols import Registry, VersionState
+from quantize.protocols import Registry
 
 __all__ = ["Event", "StatusRow", "history", "known_versions", "status"]
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, Evidence, Spending
 from quantize.gates import GateConfig, NonInferiority
+from quantize.handed import Row, VersionState
 from quantize.metrics import read_rows
-from quantize.protocols import Metric, Registry, Row, VersionState
+from quantize.protocols import Metric, Registry
 from quantize.verdict import Finding
 
 if TYPE_CHECKING:

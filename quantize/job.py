@@ -15,10 +15,11 @@ from quantize.device import Device, choose
 from quantize.environments import create, locate
 from quantize.errors import RecipeError, RegistryError, UsageError
 from quantize.executors import Local
+from quantize.handed import VersionState
 from quantize.plan import Plan
 from quantize.planner import chosen_variants, make_plan, needed_environments
 from quantize.preflight import Estimate, Preflight, attempts_of, check, estimates
-from quantize.protocols import Registry, VersionState
+from quantize.protocols import Registry
 from quantize.recipe import LoadedRecipe, load
 from quantize.record import digest
 from quantize.registries import Mlflow

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from quantize import __version__
 from quantize.artifact import Manifest
 from quantize.attempts import basis
+from quantize.benchmark.config import Slo
 from quantize.errors import DataError
-from quantize.evidence import ArmMeasurements, Comparison, Evidence, Measurement, Progressed, Spending
+from quantize.evidence import LOAD, ArmMeasurements, Comparison, Evidence, Measurement, Progressed, Spending
 from quantize.leakage import overlaps
 from quantize.proof import Proof
 from quantize.protocols import Gate, Metric
@@ -35,7 +36,8 @@ class Rules(Record):
     """What a verdict is reached by, beside the gates themselves.
 
     `rules_digest` covers gates and evals; `counted` are the datasets, by eval, on which attempts are counted.
-    `skipped` are evals that were not run because nothing could save the variant any more.
+    `skipped` are evals that were not run because nothing could save the variant any more, and `load` where there was no
+    benchmark for that reason. `slo` is what a request must keep to count as good.
     """
 
     variant: str
@@ -44,6 +46,7 @@ class Rules(Record):
     spending: Spending
     skipped: tuple[str, ...] = ()
     allow_overlap: bool = False
+    slo: Slo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
 
     `inputs` holds `model`, `quantized`, `proof` and, per eval, `baseline.<eval>`, `variant.<eval>` and, where the noise
     floor is measured, `noise.<eval>`; `tokens` where the variant was calibrated; `proof.baseline` where the baseline
-    was proven in the variant's engine too. Evals that are missing were not run.
+    was proven in the variant's engine too. `benchmark` holds the variant's pairs with the baseline under load, and
+    `benchmark.baseline` the baseline's with itself. What is missing was not run.
     """
     model = Manifest.model_validate_json((inputs["model"] / MANIFEST).read_text(encoding="utf-8"))
     quantized = Manifest.model_validate_json((inputs["quantized"] / MANIFEST).read_text(encoding="utf-8"))
@@ -75,6 +79,7 @@ def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
         if f"variant.{metric.name}" in inputs:
             read.metric(metric)
     read.check_overlap()
+    read.load()
     evidence = Evidence(
         variant=rules.variant,
         artifact_digest=quantized.checkpoint_digest(),
@@ -172,6 +177,28 @@ class _Reading:
             rows = read_rows(paths["baseline"])
             self.pairs |= metric.pairs(rows, read_rows(paths["variant"]))
             self._asked += [(f"{metric.name} {row['item_id']}", str(row["prompt"])) for row in rows]
+
+    def load(self) -> None:
+        """Read what both arms did under load, and what the baseline does beside itself."""
+        from quantize.benchmark import read
+
+        if "benchmark" not in self._inputs:
+            return
+        try:
+            paired = read(self._inputs["benchmark"])
+            own = read(self._inputs["benchmark.baseline"]) if "benchmark.baseline" in self._inputs else None
+        except DataError as error:
+            self.unusable.append((LOAD, str(error)))
+            return
+        slo = self._rules.slo
+        self.measured["variant"] += paired.measurements("variant", slo)
+        if own is not None:
+            self.measured["baseline"] += paired.measurements("baseline", slo)
+            self.comparisons += paired.comparisons(slo)
+            self.noise += own.comparisons(slo)
+        for label in ("benchmark", "benchmark.baseline"):
+            if label in self._inputs:
+                self.rows[label] = file_sha256(self._inputs[label] / "requests.parquet")
 
     def check_overlap(self) -> None:
         """Look for eval items in what the variant was calibrated on."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from quantize import faults
 from quantize.errors import RegistryError
+from quantize.handed import VersionState
 from quantize.history import known_versions
 from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, target_names
-from quantize.protocols import Registry, VersionState
+from quantize.protocols import Registry
 
 __all__ = ["Move", "promote", "rollback"]
 

@@ -24,7 +24,7 @@ LOOK = "look"
 
 @dataclass
 class StoreParts:
-    """The parts of one stage in a store; see `protocols.Parts`. `used` are the keys that were found or kept.
+    """The parts of one stage in a store; see `handed.Parts`. `used` are the keys that were found or kept.
 
     `provenance` is called when a part is committed, with the seconds since the one before it.
     """
@@ -37,7 +37,7 @@ class StoreParts:
     since: float = field(default_factory=time.monotonic)
 
     def find(self, number: int) -> Path | None:
-        """See `protocols.Parts`."""
+        """See `handed.Parts`."""
         key = self._key(number)
         if self.store.find(LOOK, key) is None:
             return None
@@ -45,7 +45,7 @@ class StoreParts:
         return self.store.path(LOOK, key)
 
     def keep(self, number: int, write: Callable[[Path], None]) -> Path:
-        """See `protocols.Parts`."""
+        """See `handed.Parts`."""
         key = self._key(number)
         # Its own lease beside the stage's: by it `gc` knows that the draft is in use.
         with self.store.lease(LOOK, key, lambda _owner: None):

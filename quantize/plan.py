@@ -25,6 +25,7 @@ class Stage:
     """One unit of work. `config` is what the worker is given; the key was made from its identity instead.
 
     It may call the interpreters of `environments`, and runs in that of `hosted` itself (None: the program's own).
+    `alone`: it measures time, so nothing else may use the device meanwhile.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Stage:
     device: str
     environments: dict[str, Environment] = field(default_factory=dict)
     hosted: str | None = None
+    alone: bool = False
 
     @property
     def label(self) -> str:
@@ -49,7 +51,8 @@ class Baseline:
     """The baseline in one engine: what variants in that engine are paired with. `suffix` is empty for the first.
 
     `form` makes what the engine loads, where that is not the checkpoint itself, and `prove` proves it. `noise`
-    measures once more.
+    measures once more. `benchmark` finds the knee under load and pairs the baseline with itself; it is run when the
+    first variant needs it.
     """
 
     engine: EngineConfig
@@ -58,15 +61,16 @@ class Baseline:
     prove: Stage | None
     evaluate: dict[str, Stage]
     noise: dict[str, Stage]
+    benchmark: Stage | None = None
 
     def stages(self) -> Iterator[Stage]:
-        """All of them, dependencies first."""
+        """All that every variant needs, dependencies first."""
         yield from (stage for stage in (self.form, self.prove) if stage is not None)
         yield from self.evaluate.values()
         yield from self.noise.values()
 
     def labels(self) -> dict[str, str]:
-        """Keys by the names that a run's record gives them."""
+        """Keys by the names that a run's record gives them; but for the benchmark, which not every run comes to."""
         made = {"convert": self.form, "prove": self.prove}
         return {
             **{f"{kind}{self.suffix}": stage.key for kind, stage in made.items() if stage is not None},
@@ -79,11 +83,15 @@ class Baseline:
 class Measured:
     """How a variant is measured and judged at one attempt.
 
-    `judges[k]` judges after the first k evals; `judges[0]` on the proof alone, for a variant whose proof failed.
+    `judges[k]` judges after the first k evals; `judges[0]` on the proof alone, for a variant whose proof failed. With a
+    `benchmark`, which only survivors of all evals come to, there is one judge more. `ahead` measures the baseline with
+    the variant as its draft; it is shown and not judged.
     """
 
     evaluate: dict[str, Stage]
     judges: tuple[Stage, ...]
+    benchmark: Stage | None = None
+    ahead: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +139,12 @@ class Plan:
             yield way.quantize
             yield way.prove
             yield from measured.evaluate.values()
+            yield from self._timed(way, measured, seen)
             yield measured.judges[-1]
+
+    def _timed(self, way: VariantPlan, measured: Measured, seen: set[str]) -> Iterator[Stage]:
+        """A variant's benchmark, and before it the baseline's in the same engine, if nobody has come to it yet."""
+        for stage in (way.baseline.benchmark, measured.benchmark, measured.ahead):
+            if stage is not None and stage.key not in seen:
+                seen.add(stage.key)
+                yield stage

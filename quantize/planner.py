@@ -1,30 +1,27 @@
 """Recipe -> Plan. Pure but for what identifies the inputs: digests, a commit, what other interpreters have installed.
 
-A key covers all that changes a stage's bytes or numbers and nothing else: the identity of what it reads, its config,
-the keys of its inputs, the versions of the libraries that matter to it (those of another environment as its identity),
-and the class of device where numbers depend on it. Paths, the executor and log levels are not part of it.
+Which stages there are, what they read and what is theirs alone; `keys` makes their keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 from quantize.device import Device
 from quantize.engines import EngineConfig
-from quantize.environments import Environment, locate
-from quantize.errors import MissingDependency, UsageError
-from quantize.evidence import Spending
+from quantize.errors import UsageError
+from quantize.evidence import LOAD, Spending
 from quantize.gates import NonInferiority
 from quantize.judgement import Rules
+from quantize.keys import Needs, StageMaker, dump, served, settings
+from quantize.machine import fingerprint
 from quantize.plan import BASELINE, NOISE, Baseline, Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Metric
 from quantize.recipe import LoadedRecipe, Recipe, Variant
 from quantize.record import digest
-from quantize.stages import STAGES
 from quantize.stopping import blocking
 
 __all__ = ["chosen_variants", "make_plan", "needed_environments"]
@@ -44,7 +41,8 @@ def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) 
     source = recipe.model.model_copy(update={"revision": identity["commit"]}) if "commit" in identity else recipe.model
     identities = {metric.name: metric.identity() for metric in recipe.ordered_evals()}
     datasets = {metric.name: metric.dataset() for metric in recipe.ordered_evals()}
-    make = _Maker(recipe, device, identities, datasets)
+    make = StageMaker(recipe, device)
+    planner = _Planner(make, identities, datasets)
     fetch = make.stage("fetch", "", {"source": source}, identity, {}, ("safetensors",), False)
     calibrate = None
     if recipe.calibration is not None and any(variant.method.calibrated for variant in chosen):
@@ -56,10 +54,10 @@ def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) 
             {"model": fetch},
             ("torch", "transformers"),
         )
-    forms = _Forms(make, fetch, calibrate)
-    baselines = make.baselines([recipe.engine_of(variant) for variant in chosen], forms)
-    variants = tuple(make.variant(variant, forms, _of(recipe.engine_of(variant), baselines)) for variant in chosen)
-    return Plan(recipe, device, fetch, calibrate, baselines, variants, make.counted())
+    forms = _Forms(planner, fetch, calibrate)
+    baselines = planner.baselines([recipe.engine_of(variant) for variant in chosen], forms)
+    variants = tuple(planner.variant(variant, forms, planner.baseline_of(variant, baselines)) for variant in chosen)
+    return Plan(recipe, device, fetch, calibrate, baselines, variants, planner.counted())
 
 
 def needed_environments(recipe: Recipe, variants: Sequence[Variant], device: str) -> tuple[str, ...]:
@@ -69,6 +67,8 @@ def needed_environments(recipe: Recipe, variants: Sequence[Variant], device: str
         engine = recipe.engine_of(variant)
         wanted = (variant.method.environment, *variant.method.tools, engine.environment(device))
         needed |= {name for name in wanted if name is not None} | ({LLAMACPP} if engine.form == "gguf" else set())
+    if recipe.benchmark is not None and recipe.benchmark.traffic.environment is not None:
+        needed.add(recipe.benchmark.traffic.environment)
     return tuple(sorted(needed))
 
 
@@ -82,29 +82,22 @@ def chosen_variants(recipe: Recipe, only: tuple[str, ...]) -> list[Variant]:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """The environments whose interpreters a stage calls, and the one that it runs in itself."""
+class _Planner:
+    """Lays out stages; holds what all of them share. `identities` and `datasets` are the evals', by name."""
 
-    environments: tuple[str, ...] = ()
-    hosted: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Maker:
-    """Makes stages; holds what all of them share. `identities` and `datasets` are the evals', by name."""
-
-    recipe: Recipe
-    device: Device
+    make: StageMaker
     identities: dict[str, Any]
     datasets: dict[str, str]
-    located: dict[str, Environment] = field(default_factory=dict)
 
-    def environments(self, *names: str | None) -> dict[str, Environment]:
-        """Where environments are, each looked for once."""
-        for name in names:
-            if name is not None and name not in self.located:
-                self.located[name] = locate(name, self.recipe.environments)
-        return {name: self.located[name] for name in names if name is not None}
+    @property
+    def recipe(self) -> Recipe:
+        """What is planned."""
+        return self.make.recipe
+
+    @property
+    def device(self) -> Device:
+        """What it is planned for."""
+        return self.make.device
 
     def counted(self) -> dict[str, str]:
         """The datasets on which attempts count: the confirmation's, or all that a test looks at."""
@@ -112,60 +105,23 @@ class _Maker:
         names = {self.recipe.confirmation} if self.recipe.confirmation else tested
         return {name: dataset for name, dataset in self.datasets.items() if name in names}
 
-    def stage(
-        self,
-        kind: str,
-        name: str,
-        config: dict[str, Any],
-        identity: dict[str, Any],
-        inputs: dict[str, Stage],
-        libraries: tuple[str, ...],
-        on_device: bool = True,
-        needs: Needs = Needs(),
-    ) -> Stage:
-        """Key and build one stage. `identity` replaces `config` in the key: it has digests where config has paths."""
-        plain = {key: _dump(value) for key, value in config.items()}
-        key = self._key(kind, identity, inputs, libraries, on_device=on_device, needs=needs)
-        device = self.device.kind if on_device else "cpu"
-        version, environments = STAGES[kind].version, self.environments(*needs.environments)
-        return Stage(kind, name, key, version, plain, inputs, libraries, device, environments, needs.hosted)
-
-    def _key(
-        self,
-        kind: str,
-        identity: dict[str, Any],
-        inputs: dict[str, Stage],
-        libraries: tuple[str, ...],
-        *,
-        on_device: bool,
-        needs: Needs,
-    ) -> str:
-        # What is installed in another environment is its own identity's to say.
-        asked = () if needs.hosted is not None else libraries
-        environments = {name: found.identity for name, found in self.environments(*needs.environments).items()}
-        return digest(
-            {
-                "kind": kind,
-                "version": STAGES[kind].version,
-                "identity": identity,
-                "inputs": {label: stage.key for label, stage in inputs.items()},
-                "libraries": {library: _version(library) for library in asked},
-                "device": self.device.device_class if on_device else None,
-                "threads": self.recipe.resources.threads if on_device else None,
-                # Engines that are compiled for a machine, or choose their kernels by it, answer as its instructions let
-                # them; what runs in the program's own environment is float32 on any CPU.
-                **({"environments": environments, "instructions": self.device.instructions} if environments else {}),
-            }
-        )
-
     def baselines(self, engines: Sequence[EngineConfig], forms: _Forms) -> tuple[Baseline, ...]:
         """The baseline in every engine that is used, each once, in the order of first use."""
         found: list[Baseline] = []
         for engine in engines:
-            if all(_settings(baseline.engine) != _settings(engine) for baseline in found):
+            if all(self._as(baseline.engine) != self._as(engine) for baseline in found):
                 suffix = _suffix(engine, self.device.kind, found)
                 found.append(self._baseline(engine, suffix, forms))
         return tuple(found)
+
+    def baseline_of(self, variant: Variant, baselines: tuple[Baseline, ...]) -> Baseline:
+        """The baseline in a variant's engine."""
+        engine = self._as(self.recipe.engine_of(variant))
+        return next(baseline for baseline in baselines if self._as(baseline.engine) == engine)
+
+    def _as(self, engine: EngineConfig) -> dict[str, Any]:
+        """An engine as far as it matters whether two are the same: more, where time is measured."""
+        return settings(engine) if self.recipe.benchmark is None else served(engine)
 
     def _baseline(self, engine: EngineConfig, suffix: str, forms: _Forms) -> Baseline:
         inputs, form, prove = {"model": forms.fetch}, None, None
@@ -180,12 +136,45 @@ class _Maker:
             for name, metric in ((metric.name, metric) for metric in evals)
             if self.recipe.noise_floor
         }
-        return Baseline(engine, suffix, form, prove, evaluate, noise)
+        benchmark = self.recipe.benchmark
+        paired = benchmark is not None and not benchmark.alone
+        own = {
+            "model": forms.fetch,
+            **({"form": form, "proof": prove} if form is not None and prove is not None else {}),
+        }
+        timed = self.benchmark(f"{BASELINE}{suffix}", engine, own) if paired else None
+        return Baseline(engine, suffix, form, prove, evaluate, noise, timed)
+
+    def benchmark(self, name: str, engine: EngineConfig, inputs: dict[str, Stage]) -> Stage | None:
+        """The stage in which arms are measured under load: the baseline and, with `reference`, a variant.
+
+        None where the recipe wants no benchmark.
+        """
+        benchmark = self.recipe.benchmark
+        if benchmark is None:
+            return None
+        sender = benchmark.traffic.environment
+        needs = self._of_engine(engine)
+        needs = Needs((*needs.environments, *((sender,) if sender is not None else ())), needs.hosted)
+        config: dict[str, Any] = {
+            "benchmark": benchmark,
+            "engine": engine,
+            "seed": self.recipe.seed,
+            "machine": fingerprint(self.device.kind),
+            "requests": digest(benchmark.requests.identity()),
+        }
+        identity = {**config, "benchmark": benchmark.identity(), "engine": served(engine)}
+        of_blocks = {**identity, "benchmark": benchmark.of_blocks()}
+        libraries = (*engine.libraries, "transformers", "pyarrow")
+        config["parts"] = self.make.key("benchmark", of_blocks, inputs, libraries, on_device=True, needs=needs)
+        return self.make.stage("benchmark", name, config, identity, inputs, libraries, needs=needs, alone=True)
 
     def prove(self, name: str, engine: EngineConfig, inputs: dict[str, Stage]) -> Stage:
         """The stage in which an engine loads what was made and answers as it did in memory."""
         config, needs = {"engine": engine}, self._of_engine(engine)
-        return self.stage("prove", name, config, {"engine": _settings(engine)}, inputs, engine.libraries, needs=needs)
+        return self.make.stage(
+            "prove", name, config, {"engine": settings(engine)}, inputs, engine.libraries, needs=needs
+        )
 
     def _of_engine(self, engine: EngineConfig) -> Needs:
         name = engine.environment(self.device.kind)
@@ -210,7 +199,7 @@ class _Maker:
         identity = self.identities[metric.name]
         asked = {
             "metric": identity,
-            "engine": _settings(engine),
+            "engine": settings(engine),
             "arm": arm,
             # Not the recipe's: another order, or other sampled answers, must not be had for the asking.
             "seed": int(self.datasets[metric.name][:8], 16) + noise if metric.paired else 0,
@@ -218,7 +207,7 @@ class _Maker:
         }
         tested = spending is not None and spending.early > 0 and metric.paired
         gates = blocking(self.recipe.gates, metric) if tested else []
-        rules = {"gates": _dump(gates), "spending": _dump(spending)} if gates else None
+        rules = {"gates": dump(gates), "spending": dump(spending)} if gates else None
         libraries = (*engine.libraries, *_EVALUATION_LIBRARIES)
         config = {
             "metric": metric,
@@ -229,25 +218,25 @@ class _Maker:
             "look": asked["look"],
             "gates": gates,
             "spending": spending,
-            "parts": self._key("evaluate", asked, inputs, libraries, on_device=True, needs=needs),
+            "parts": self.make.key("evaluate", asked, inputs, libraries, on_device=True, needs=needs),
         }
         name = f"{arm}{suffix} {metric.name}"
-        return self.stage("evaluate", name, config, {**asked, "rules": rules}, inputs, libraries, needs=needs)
+        return self.make.stage("evaluate", name, config, {**asked, "rules": rules}, inputs, libraries, needs=needs)
 
     def variant(self, variant: Variant, forms: _Forms, baseline: Baseline) -> VariantPlan:
         """All stages of one variant."""
         method, engine = variant.method, self.recipe.engine_of(variant)
         config = {
-            "method": _dump(method),
+            "method": dump(method),
             "scheme": asdict(variant.resolved_scheme()),
             "ignore": list(variant.ignore),
             "seed": self.recipe.seed,
         }
         inputs = {"model": forms.fetch}
-        seen: dict[str, Stage] = {}
+        tokens: dict[str, Stage] = {}
         needed: list[Stage] = []
         if method.calibrated and forms.calibrate is not None:
-            seen["tokens"] = forms.calibrate
+            tokens["tokens"] = forms.calibrate
         if method.format == "gguf":
             inputs["full"] = forms.gguf()
             needed.append(inputs["full"])
@@ -256,14 +245,18 @@ class _Maker:
                 inputs["importance"] = imatrix
                 needed.append(imatrix)
         else:
-            inputs |= seen
+            inputs |= tokens
         hosted = method.environment
         needs = Needs((*method.tools, *((hosted,) if hosted is not None else ())), hosted)
-        quantize = self.stage("quantize", variant.name, config, config, inputs, method.libraries, needs=needs)
+        quantize = self.make.stage("quantize", variant.name, config, config, inputs, method.libraries, needs=needs)
         reads = {"model": forms.fetch, "quantized": quantize}
         prove = self.prove(variant.name, engine, reads)
         reads = {**reads, "proof": prove}
-        reached = {**reads, **seen}
+        reached = {**reads, **tokens}
+        under_load = {"form": baseline.form, "reference": baseline.benchmark}
+        arms = {**reads, **{label: stage for label, stage in under_load.items() if stage is not None}}
+        timed = self.benchmark(variant.name, engine, arms)
+        ahead = self._ahead(variant, engine, {**arms, "draft": quantize})
 
         @cache
         def measured(attempt: int) -> Measured:
@@ -278,19 +271,27 @@ class _Maker:
                 )
                 for metric in self.recipe.ordered_evals()
             }
-            judges = []
-            for count in range(len(evaluate) + 1):
-                arms: dict[str, Stage] = {}
-                for name in list(evaluate)[:count]:
-                    arms |= {f"baseline.{name}": baseline.evaluate[name], f"variant.{name}": evaluate[name]}
-                    arms |= {f"noise.{name}": baseline.noise[name]} if name in baseline.noise else {}
-                judges.append(self._judge(variant, spending, {**reached, **arms}, tuple(list(evaluate)[count:])))
-            return Measured(evaluate, tuple(judges))
+            seen, judges = dict(reached), []
+            left = [*evaluate, *((LOAD,) if timed is not None else ())]
+            while True:
+                judges.append(self._judge(variant, spending, dict(seen), tuple(left)))
+                if not left:
+                    return Measured(evaluate, tuple(judges), timed, ahead)
+                seen |= _arms(left.pop(0), baseline, evaluate, timed)
 
         return VariantPlan(variant, baseline, tuple(needed), quantize, prove, measured)
 
+    def _ahead(self, variant: Variant, engine: EngineConfig, inputs: dict[str, Stage]) -> Stage | None:
+        """The baseline with this variant guessing ahead, paired with the baseline alone; where the recipe names it."""
+        benchmark = self.recipe.benchmark
+        if benchmark is None or benchmark.draft != variant.name or "reference" not in inputs:
+            return None
+        own = {label: stage for label, stage in inputs.items() if label != "quantized"}
+        return self.benchmark(f"baseline with {variant.name} ahead", engine, own)
+
     def _judge(self, variant: Variant, spending: Spending, inputs: dict[str, Stage], skipped: tuple[str, ...]) -> Stage:
-        gates = [_dump(gate) for gate in self.recipe.gates]
+        judging, benchmark = self.recipe.gates_of(variant.name), self.recipe.benchmark
+        gates = [dump(gate) for gate in judging]
         # The recipe's rules alone, whatever was skipped and however often it was tried.
         digest_of_rules = digest({"variant": variant.name, "gates": gates, "evals": self.identities})
         calibration = self.recipe.calibration
@@ -301,24 +302,25 @@ class _Maker:
             spending=spending,
             skipped=skipped,
             allow_overlap=calibration is not None and calibration.allow_overlap,
+            slo=benchmark.slo if benchmark is not None else None,
         )
-        config = {"rules": rules, "gates": list(self.recipe.gates), "evals": self.recipe.ordered_evals()}
-        identity = {"rules": _dump(rules), "gates": gates, "evals": self.identities}
-        return self.stage("judge", variant.name, config, identity, inputs, ("scipy",), on_device=False)
+        config = {"rules": rules, "gates": judging, "evals": self.recipe.ordered_evals()}
+        identity = {"rules": dump(rules), "gates": gates, "evals": self.identities}
+        return self.make.stage("judge", variant.name, config, identity, inputs, ("scipy",), on_device=False)
 
 
 class _Forms:
     """The model as methods and engines want it: the checkpoint, tokens, one GGUF file, its importance matrix."""
 
-    def __init__(self, make: _Maker, fetch: Stage, calibrate: Stage | None) -> None:
+    def __init__(self, plan: _Planner, fetch: Stage, calibrate: Stage | None) -> None:
         self.fetch, self.calibrate = fetch, calibrate
-        self._make = make
+        self._plan = plan
 
     @cache  # noqa: B019 (lives as long as one plan is made)
     def gguf(self) -> Stage:
         """The checkpoint as an unquantized GGUF file."""
         needs, libraries = Needs((LLAMACPP,)), ("torch", "transformers", "gguf")
-        return self._make.stage("convert", "gguf", {}, {}, {"model": self.fetch}, libraries, needs=needs)
+        return self._plan.make.stage("convert", "gguf", {}, {}, {"model": self.fetch}, libraries, needs=needs)
 
     @cache  # noqa: B019 (as above)
     def imatrix(self) -> Stage | None:
@@ -326,11 +328,17 @@ class _Forms:
         if self.calibrate is None:
             return None
         inputs = {"full": self.gguf(), "tokens": self.calibrate}
-        return self._make.stage("imatrix", "", {}, {}, inputs, (), needs=Needs((LLAMACPP,)))
+        return self._plan.make.stage("imatrix", "", {}, {}, inputs, (), needs=Needs((LLAMACPP,)))
 
 
-def _of(engine: EngineConfig, baselines: tuple[Baseline, ...]) -> Baseline:
-    return next(baseline for baseline in baselines if _settings(baseline.engine) == _settings(engine))
+def _arms(name: str, baseline: Baseline, evaluate: dict[str, Stage], timed: Stage | None) -> dict[str, Stage]:
+    """What a judge reads of one eval, or of the benchmark: the variant's, and the baseline's own beside it."""
+    if name == LOAD:
+        found = {"benchmark": timed, "benchmark.baseline": baseline.benchmark}
+    else:
+        found = {f"baseline.{name}": baseline.evaluate[name], f"variant.{name}": evaluate[name]}
+        found |= {f"noise.{name}": baseline.noise.get(name)}
+    return {label: stage for label, stage in found.items() if stage is not None}
 
 
 def _suffix(engine: EngineConfig, device: str, others: Sequence[Baseline]) -> str:
@@ -339,23 +347,3 @@ def _suffix(engine: EngineConfig, device: str, others: Sequence[Baseline]) -> st
         return ""
     name = f"@{engine.environment(device) or engine.kind}"
     return name if all(baseline.suffix != name for baseline in others) else f"{name}-{engine.digest()[:6]}"
-
-
-def _settings(engine: EngineConfig) -> dict[str, Any]:
-    """An engine's settings as far as an answer may depend on them: how long to wait for one is none."""
-    return engine.model_dump(mode="json", by_alias=True, exclude={"load_seconds", "request_seconds"})
-
-
-def _dump(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_dump(item) for item in value]
-    return value.model_dump(mode="json", by_alias=True) if hasattr(value, "model_dump") else value
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        raise MissingDependency(
-            f"the package {library} is not installed.", fix=f"Run: pip install {library} -c constraints.txt"
-        ) from None

@@ -9,9 +9,10 @@ float32, else 2), T calibration tokens and a rate R of floating-point operations
     time of calibrated methods             passes * 2 * P * T / R with 3 passes (gptq: + its column loop, 4 * P * h / R)
     time of an importance matrix           2 * P * T / R
     time of an evaluation                  2 * P * tokens / R
+    time of a benchmark                    see `benchmark.effort`, with B bytes a second that weights are read at
 
-R is a round figure for the device class, so the times say "minutes" or "hours" and no more; where the store holds a
-stage of the same kind and name, its own time is shown instead.
+R and B are round figures for the device class, so the times say "minutes" or "hours" and no more; where the store holds
+a stage of the same kind and name, its own time is shown instead.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantize import load_checks
 from quantize.artifact import ModelFacts
 from quantize.attempts import Ledger, basis
+from quantize.benchmark import effort
 from quantize.device import Device
-from quantize.evidence import Spending
+from quantize.evidence import Spending, of_eval
 from quantize.gates import GateConfig, NonInferiority
 from quantize.leakage import overlaps, seen_hashes
 from quantize.methods import Gguf
@@ -40,10 +43,11 @@ from quantize.store import Store
 __all__ = ["Estimate", "Preflight", "attempts_of", "check", "estimates"]
 
 _CPU_RATE, _GPU_RATE = 6e10, 1e14
+_CPU_BANDWIDTH, _GPU_BANDWIDTH = 1e10, 1e12
 _BASE_MEMORY = 1.5e9
 _TOKENS_PER_ITEM = 45
 #: Kinds of stages that hold the whole model in memory.
-_LOADS = ("calibrate", "convert", "imatrix", "quantize", "prove", "evaluate")
+_LOADS = ("calibrate", "convert", "imatrix", "quantize", "prove", "evaluate", "benchmark")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,10 @@ def check(
     lacking, remarks = readiness(recipe, device, variants, environments=environments)
     problems += lacking
     notes += remarks
-    for gate in recipe.gates:
+    unmeasurable, remarks = load_checks.check(recipe, facts, variants)
+    problems += unmeasurable
+    notes += remarks
+    for gate in (gate for gate in recipe.gates if of_eval(gate.metric)):
         absent = _no_slice(recipe, gate)
         problems += absent
         if isinstance(gate, NonInferiority) and not absent:
@@ -305,4 +312,8 @@ def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
         metric: Metric = next(m for m in plan.recipe.evals if m.name == stage.config["metric"]["name"])
         items = sum(metric.cluster_sizes())
         return forward * items * _TOKENS_PER_ITEM / rate + 10 if items else None
+    if stage.kind == "benchmark" and plan.recipe.benchmark is not None:
+        cost = effort.effort(plan.recipe.benchmark, 1 if plan.recipe.benchmark.alone else 2)
+        bandwidth, width = (_CPU_BANDWIDTH, 4) if plan.device.kind == "cpu" else (_GPU_BANDWIDTH, 2)
+        return effort.seconds(cost, plan.recipe.benchmark, facts.parameters, rate, bandwidth, width)
     return 10.0 if stage.kind in ("convert", "quantize", "prove") else None

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 
 from quantize import faults
 from quantize.errors import RegistryError
-from quantize.protocols import Registry, TargetRule, VersionState
+from quantize.handed import TargetRule, VersionState
+from quantize.protocols import Registry
 
 __all__ = [
     "BASELINE",

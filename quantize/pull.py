@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 
 from quantize.artifact import FileEntry, files_digest
 from quantize.errors import RegistryError, UsageError
+from quantize.handed import VersionState
 from quantize.handover import fetch_serving
 from quantize.promotion import alias_map
-from quantize.protocols import MANIFEST_FILE, Registry, VersionState
+from quantize.protocols import MANIFEST_FILE, Registry
 from quantize.record import file_sha256
 from quantize.store import writing
 

@@ -17,12 +17,13 @@ import yaml
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from quantize.benchmark.config import Benchmark
 from quantize.calibrators import CalibratorConfig
 from quantize.consistency import inconsistencies
 from quantize.engines import ENGINES_BY_FORMAT, EngineConfig, Transformers
 from quantize.errors import RecipeError
 from quantize.evidence import Spending
-from quantize.gates import GateConfig
+from quantize.gates import GateConfig, ServiceLevel
 from quantize.methods import MethodConfig
 from quantize.metrics import MetricConfig
 from quantize.problems import Locator, describe
@@ -138,6 +139,7 @@ class Recipe(Record):
     )
     resources: Resources = Resources()
     early_stopping: EarlyStopping = EarlyStopping()
+    benchmark: Annotated[Benchmark | None, Field(description="Latency under load, of what passes its evals.")] = None
     noise_floor: bool = True
     confirmation: Annotated[str | None, Field(description="An eval that only passing variants are shown.")] = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -145,6 +147,15 @@ class Recipe(Record):
     def engine_of(self, variant: Variant) -> EngineConfig:
         """What serves a variant: its own engine, else the one that its format needs, else the recipe's."""
         return variant.engine or ENGINES_BY_FORMAT.get(variant.method.format, self.engine)
+
+    def gates_of(self, variant: str) -> list[GateConfig]:
+        """The gates that judge a variant: a target's service level counts for what the target may draw from."""
+        targets = self.registry.targets
+        return [
+            gate
+            for gate in self.gates
+            if not isinstance(gate, ServiceLevel) or gate.target is None or variant in targets[gate.target].from_
+        ]
 
     def ordered_evals(self) -> list[MetricConfig]:
         """Texts, which have no early end, first; the confirmation last."""

@@ -27,10 +27,11 @@ from quantize import __version__, faults
 from quantize.artifact import Manifest
 from quantize.challenge import Challenge
 from quantize.errors import RegistryError
+from quantize.handed import VersionState
 from quantize.handover import SERVING, hand_over, serving_tags
 from quantize.plan import Stage
 from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, point_targets
-from quantize.protocols import Registry, VersionState
+from quantize.protocols import Registry
 from quantize.record import digest
 from quantize.run import Runner, RunRecord, VariantRecord
 from quantize.runlog import (

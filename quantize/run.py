@@ -19,13 +19,15 @@ from quantize.attempts import Ledger, basis, note
 from quantize.errors import StageFailed, StoreError
 from quantize.evidence import Evidence, with_memory
 from quantize.gates import Limit
+from quantize.handed import StageSpec
 from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
-from quantize.protocols import Executor, StageSpec
+from quantize.protocols import Executor
 from quantize.recipe import LoadedRecipe
-from quantize.record import Record, digest
+from quantize.record import digest
+from quantize.run_record import RESOLVED, RunRecord, VariantRecord, read_record
 from quantize.seal import seal, withdraw
 from quantize.store import Store, read_manifest, verify_directory, writing
-from quantize.verdict import Decision, Finding, Outcome, Verdict
+from quantize.verdict import Finding, Outcome, Verdict
 from quantize.watcher import Watcher
 
 __all__ = ["RESOLVED", "RUN", "RunRecord", "Runner", "VariantRecord", "exit_code", "read_record"]
@@ -35,54 +37,6 @@ RUN = "run"
 
 #: What leaves a variant a chance to pass in the end.
 _MAY_PASS: tuple[Outcome, ...] = ("pass", "inconclusive")
-
-#: The recipe as it was run, overrides applied and paths absolute, in a run's folder.
-RESOLVED = "recipe.resolved.json"
-
-
-class VariantRecord(Record):
-    """What a run knows of one variant. `decision` is None where nothing was decided anew or releases were off.
-
-    `engine` served it; `baseline` is the suffix of the labels of the baseline's stages in that engine.
-    """
-
-    name: str
-    verdict: Verdict
-    evidence: Evidence | None
-    decision: Decision | None
-    stages: dict[str, str]
-    engine: str = "transformers"
-    baseline: str = ""
-
-
-class RunRecord(Record):
-    """`run.json` of a run directory: all that a report needs, and where the bytes lie."""
-
-    version: int = 1
-    run: str
-    recipe: str
-    recipe_digest: str
-    program: str
-    started: str
-    seconds: float
-    device: str
-    actor: str
-    baseline_stages: dict[str, str]
-    variants: list[VariantRecord]
-    ran: list[str]
-    reused: list[str]
-
-    def stages_of_baseline(self, suffix: str) -> dict[str, str]:
-        """The baseline's stages in one engine, by the labels that the first engine's have."""
-        named = [(label.partition("@"), key) for label, key in self.baseline_stages.items()]
-        return {label: key for (label, at, engine), key in named if at + engine == suffix}
-
-    def keys(self) -> set[str]:
-        """The keys of every stage that the run reached."""
-        found = set(self.baseline_stages.values())
-        for variant in self.variants:
-            found |= set(variant.stages.values())
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +59,7 @@ class Runner:
     ledger: Ledger = field(default_factory=Ledger)
     ran: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
+    _failed: dict[str, StageFailed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.started = datetime.now(UTC)
@@ -142,6 +97,7 @@ class Runner:
                 "fetch": self.plan.fetch.key,
                 **({"calibrate": self.plan.calibrate.key} if self.plan.calibrate is not None else {}),
                 **{label: key for baseline in self.plan.baselines for label, key in baseline.labels().items()},
+                **self._benchmarked(),
             },
             variants=records,
             ran=self.ran,
@@ -204,6 +160,8 @@ class Runner:
             count = 0
             if proof.summary["outcome"] == "pass":
                 count = self._measure(way, measured, _Attempt(artifact, attempt), keys)
+            if count == len(measured.evaluate) and self._under_load(way, measured, keys):
+                count += 1
             judge = measured.judges[count]
             self._stage(judge)
         except StageFailed as error:
@@ -243,6 +201,36 @@ class Runner:
             if not last and (over or (limited and not self._so_far(measured, count + 1, _MAY_PASS, keys))):
                 return count + 1
         return len(measured.evaluate)
+
+    def _under_load(self, way: VariantPlan, measured: Measured, keys: dict[str, str]) -> bool:
+        """Benchmark a variant that has passed all its evals, and before it the baseline; False where there is none."""
+        if measured.benchmark is None or not self._so_far(measured, len(measured.evaluate), ("pass",), keys):
+            return False
+        own = way.baseline.benchmark
+        if own is not None:
+            if own.key in self._failed:
+                raise self._failed[own.key]
+            try:
+                self._stage(own)
+            except StageFailed as error:
+                self._failed[own.key] = error  # not once more for each variant
+                raise
+        self._stage(measured.benchmark)
+        keys["benchmark"] = measured.benchmark.key
+        if measured.ahead is not None:
+            try:
+                self._stage(measured.ahead)
+            except StageFailed as error:  # it is shown and judges nothing
+                self.watcher.note(f"{measured.ahead.label} failed, and no verdict needs it: {error}")
+            else:
+                keys["benchmark.ahead"] = measured.ahead.key
+        return True
+
+    def _benchmarked(self) -> dict[str, str]:
+        """The baselines' benchmarks that this run came to."""
+        stages = {f"benchmark{baseline.suffix}": baseline.benchmark for baseline in self.plan.baselines}
+        came_to = (*self.ran, *self.reused)
+        return {name: stage.key for name, stage in stages.items() if stage is not None and stage.label in came_to}
 
     def _so_far(self, measured: Measured, count: int, outcomes: tuple[Outcome, ...], keys: dict[str, str]) -> bool:
         """Whether every blocking finding on the first `count` evals has one of `outcomes`."""
@@ -326,6 +314,7 @@ class Runner:
             device=stage.device,
             interpreters=_interpreters(stage),
             environment=stage.hosted,
+            alone=stage.alone,
         )
 
     def _error(self, way: VariantPlan, error: StageFailed) -> Verdict:
@@ -374,20 +363,3 @@ def exit_code(outcomes: list[Outcome]) -> int:
         if outcome in outcomes:
             return code
     return 0
-
-
-def read_record(directory: Path) -> RunRecord:
-    """The record of a run directory. Raises StoreError where there is none, or it is not ours."""
-    path = directory / "run.json"
-    try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(
-            "the run did not get as far as a verdict.", where=str(directory), fix="Run the same recipe to resume it."
-        ) from None
-    except ValueError as error:
-        raise StoreError(
-            "this is not a run record of this program.",
-            where=str(path),
-            fix="An older or newer program made it: run the recipe again.",
-        ) from error

@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quantize.benchmark import FILES
 from quantize.evidence import Evidence, Measurement
-from quantize.run import Runner, RunRecord, VariantRecord
+from quantize.run import Runner
+from quantize.run_record import RunRecord, VariantRecord
 
 __all__ = ["baseline_files", "baseline_metrics", "parent_params", "variant_files", "variant_metrics", "variant_params"]
 
@@ -41,7 +43,8 @@ def baseline_metrics(variants: list[VariantRecord]) -> dict[str, float]:
     found: dict[str, float] = {}
     for variant in variants:
         if variant.evidence is not None:
-            found |= _numbers(variant.evidence.baseline_measurements)
+            # Under load it is measured anew beside each variant; the first of those numbers stand for it here.
+            found = {**_numbers(variant.evidence.baseline_measurements), **found}
     return found
 
 
@@ -77,6 +80,8 @@ def variant_files(runner: Runner, variant: VariantRecord) -> dict[str, list[Path
         directory = runner.store.path(kind, key)
         if kind == "evaluate":
             files[f"rows/{name}"] = [directory / "rows.parquet"]
+        elif kind == "benchmark":
+            files[f"load/{name}" if name else "load"] = [directory / file for file in FILES]
         elif label == "judge":
             files[""] = [directory / "verdict.json", directory / "evidence.json"]
     return files

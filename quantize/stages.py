@@ -9,32 +9,20 @@ here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
 from quantize.evidence import Spending
+from quantize.handed import EvaluateJob, Host, Progress, QuantizeJob, Row, Session, Stop
 from quantize.parts import StoreParts
-from quantize.protocols import (
-    Calibrator,
-    Engine,
-    EvaluateJob,
-    Gate,
-    Host,
-    Method,
-    Metric,
-    Progress,
-    QuantizeJob,
-    Row,
-    Session,
-    Source,
-    Stop,
-)
+from quantize.protocols import Calibrator, Engine, Gate, Method, Metric, Source
+from quantize.served import Service, TimedSession
 
 __all__ = ["STAGES", "StageKind", "Work"]
 
@@ -138,8 +126,6 @@ def imatrix(config: Config, work: Work) -> Config:
 
 def quantize(config: Config, work: Work) -> Config:
     """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered before it was saved."""
-    from functools import partial
-
     from safetensors.torch import load_file
 
     from quantize.methods import MethodConfig, gguf_contents
@@ -264,6 +250,86 @@ def evaluate(config: Config, work: Work) -> Config:
     }
 
 
+def benchmark(config: Config, work: Work) -> Config:
+    """Two arms of one engine under load -> `requests.parquet`, `blocks.json`, `curve.json`. Every block is a part.
+
+    The baseline is paired with itself, and its knee found; with a `reference`, that one's, it is paired with a variant.
+    """
+    from quantize import benchmark as bench
+    from quantize.benchmark.config import Benchmark
+    from quantize.engines import EngineConfig
+    from quantize.errors import DataError
+    from quantize.machine import fingerprint
+    from quantize.record import digest
+    from quantize.sources import checkpoint_facts
+    from quantize.watching import Watch, check_alone
+
+    engine: Engine = TypeAdapter(EngineConfig).validate_python(config["engine"])
+    wanted = Benchmark.model_validate(config["benchmark"])
+    if fingerprint(work.device) != config["machine"]:
+        raise DataError("this is not the machine that the run was planned on.", fix="Plan and run on one machine.")
+    if digest(wanted.requests.identity()) != config["requests"]:
+        raise DataError("the prompts were changed after the run was planned.", where="benchmark", fix="Run again.")
+    model, reference = work.inputs["model"] / "checkpoint", work.inputs.get("reference")
+    baseline = work.inputs["form"] / "checkpoint" if "form" in work.inputs else model
+    variant = work.inputs["quantized"] / "checkpoint" if "quantized" in work.inputs else baseline
+    draft = work.inputs["draft"] / "checkpoint" if "draft" in work.inputs else None
+
+    up = partial(_up, engine, work, served=wanted.traffic.served)
+    arms = {"baseline": partial(up, baseline), "variant": partial(up, variant, ahead=draft)}
+    if wanted.alone:
+        del arms["baseline"]
+    work.progress("making the requests", 0, None)
+    room = engine.room(checkpoint_facts(model).context)
+    made, note = bench.write(wanted.requests, work.out, model, bench.needed(wanted), config["seed"], room)
+    with ExitStack() as opened:
+        parts = opened.enter_context(work.parts(config["parts"], "blocks"))
+        sender = wanted.traffic.open(model, work.host)
+        opened.callback(sender.close)
+        bench.measure(
+            bench.PairJob(
+                out=work.out,
+                arms=arms,
+                benchmark=wanted,
+                requests=made,
+                sender=sender,
+                watch=partial(Watch, work.device, foreign=wanted.foreign),
+                parts=parts,
+                seed=config["seed"],
+                progress=work.progress,
+                fingerprint=config["machine"],
+                ceilings=partial(_ceilings, work.device),
+                knee=bench.knee_of(reference) if reference is not None else None,
+                curves=("baseline",) if reference is None and not wanted.alone else ("variant",),
+                alone=partial(check_alone, work.device, foreign=wanted.foreign),
+            )
+        )
+    return {**bench.summary(work.out), "note": note, "parts": parts.used}
+
+
+def _ceilings(device: str, dtype: str) -> dict[str, float]:
+    """What a device can do at most in a dtype: FLOP/s, and bytes/s read."""
+    from quantize import roofline
+
+    return asdict(roofline.measure(device, dtype))
+
+
+@contextmanager
+def _up(
+    engine: Engine, work: Work, checkpoint: Path, ahead: Path | None = None, *, served: bool
+) -> Iterator[Service | TimedSession]:
+    """A fresh server, or a session to be timed, while the context lasts. `ahead` is a draft."""
+    opened: Service | TimedSession
+    if served:
+        opened = engine.serve(checkpoint, work.device, work.host, ahead)
+    else:
+        opened = cast("TimedSession", engine.open(checkpoint, work.device, work.host))
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
 def judge(config: Config, work: Work) -> Config:
     """All arms' artifacts + gates -> `rules.json`, `evidence.json`, `verdict.json`."""
     from quantize.gates import GateConfig
@@ -289,5 +355,6 @@ STAGES: dict[str, StageKind] = {
     "quantize": StageKind(2, quantize),  # the witness fingerprints every format
     "prove": StageKind(2, prove),  # in the serving engine, with its own tokenizer, template and stop
     "evaluate": StageKind(3, evaluate),  # texts have a column for engines that give the likeliest tokens only
-    "judge": StageKind(3, judge),  # evidence knows format and memory, findings the end of a log
+    "benchmark": StageKind(1, benchmark),
+    "judge": StageKind(4, judge),  # times under load
 }

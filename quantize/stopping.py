@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from quantize.evidence import Spending
-from quantize.protocols import Gate, Metric, Row, Stop
+from quantize.handed import Row, Stop
+from quantize.protocols import Gate, Metric
 
 #: Of a large set the gates are asked only when it has grown by so much: each asking reads all rows again.
 _GROWTH = 1.04

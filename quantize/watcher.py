@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from quantize.artifact import Manifest
 from quantize.errors import StageFailed
+from quantize.handed import Progress
 from quantize.plan import Plan, Stage
-from quantize.protocols import Progress
 
 __all__ = ["Watcher"]
 

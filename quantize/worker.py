@@ -29,8 +29,8 @@ from typing import Any
 from quantize import faults
 from quantize.artifact import Provenance
 from quantize.errors import Interrupted, QuantizeError
+from quantize.handed import Host
 from quantize.parts import StoreParts
-from quantize.protocols import Host
 from quantize.store import FULL_DISK, Store, writing
 
 __all__ = ["main"]

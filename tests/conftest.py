@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,14 @@ import pytest
 from program import TINY, command, tiny_recipe, write_recipe
 
 from quantize.environments import locate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_device_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests that run beside each other must not wait for each other's devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTIZE_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
 
 
 @pytest.fixture(scope="session")

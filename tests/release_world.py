@@ -24,9 +24,9 @@ from quantize.attempts import Ledger, basis, note
 from quantize.device import Device
 from quantize.evidence import ITEM_ROWS, Comparison, Evidence, Measurement
 from quantize.executors import Local
+from quantize.handed import Row
 from quantize.metrics._rows import write_rows
 from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
-from quantize.protocols import Row
 from quantize.recipe import LoadedRecipe, Recipe
 from quantize.registries import Mlflow
 from quantize.release import release_run

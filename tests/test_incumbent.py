@@ -11,9 +11,9 @@ from release_world import Result, World, answers
 
 from quantize.errors import DataError, QuantizeError, RegistryError
 from quantize.gates import NonInferiority
+from quantize.handed import Row, VersionState
 from quantize.incumbent import Contest, rows_of_version
 from quantize.metrics import Items
-from quantize.protocols import Row, VersionState
 from quantize.release import release_run
 from quantize.run import RunRecord
 from quantize.verdict import Decision, Finding

@@ -15,6 +15,7 @@ from quantize.device import choose
 from quantize.engines import Transformers
 from quantize.evidence import Spending
 from quantize.gates import NonInferiority
+from quantize.handed import EvaluateJob, Host
 from quantize.judgement import Rules, collect, decide
 from quantize.leakage import overlaps, seen_hashes
 from quantize.metrics import Items, LmEvalTask
@@ -22,7 +23,6 @@ from quantize.metrics._items_file import load_items
 from quantize.parts import StoreParts
 from quantize.preflight import check
 from quantize.proof import Proof
-from quantize.protocols import EvaluateJob, Host
 from quantize.recipe import load
 from quantize.report import markdown, summarise
 from quantize.run import RunRecord, VariantRecord

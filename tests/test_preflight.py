@@ -12,7 +12,7 @@ from program import command, tiny_recipe, write_recipe
 
 from quantize.artifact import ModelFacts
 from quantize.attempts import basis, note
-from quantize.device import Device, _visible, choose
+from quantize.device import Device, choose, visible
 from quantize.planner import make_plan
 from quantize.preflight import check, estimates
 from quantize.recipe import load
@@ -316,4 +316,4 @@ def test_a_dry_run_refuses_what_a_plan_refuses(tmp_path):
 )
 def test_the_gpus_are_those_that_cuda_would_show(wanted, names):
     found = {"GPU-a1-1": Device("cuda", "A", 1), "GPU-b1-2": Device("cuda", "B", 1)}
-    assert [device.name for device in _visible(found, wanted)] == names
+    assert [device.name for device in visible(found, wanted)] == names

@@ -10,8 +10,8 @@ import pytest
 
 from quantize import proof
 from quantize.engines import Transformers
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Rtn
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parent / "tiny_llama" / "checkpoint"

@@ -17,8 +17,8 @@ from release_world import Result, World
 import quantize
 from quantize import operate
 from quantize.errors import RegistryError, StoreError
+from quantize.handed import VersionState
 from quantize.promotion import alias_map
-from quantize.protocols import VersionState
 from quantize.release import release_run
 from quantize.run import VariantRecord, read_record
 from quantize.verdict import Decision

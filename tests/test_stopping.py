@@ -11,12 +11,12 @@ from release_world import answers
 from quantize.device import choose
 from quantize.evidence import Comparison, Evidence, Spending
 from quantize.gates import GateConfig, Limit, NonInferiority
+from quantize.handed import Row
 from quantize.judgement import Collected, Rules, decide
 from quantize.metrics import Items
 from quantize.metrics._pairs import pair_items
 from quantize.planner import make_plan
 from quantize.proof import Proof
-from quantize.protocols import Row
 from quantize.recipe import load
 from quantize.stopping import never, stopping_rule
 from quantize.verdict import Verdict

@@ -1,7 +1,10 @@
-"""Reports: a plan, a run's evidence and a comparison, as terminal tables, Markdown and plain data."""
+"""Reports: a plan, a run's evidence, a comparison, a capacity, as terminal tables, Markdown and plain data."""
 
 from __future__ import annotations
 
+from quantize.report.benchmarks import Benchmarks, read_benchmarks
+from quantize.report.capacities import Sizing, capacity_document, print_capacity, size_arms
+from quantize.report.capacity_arms import LIMITED, read_arms
 from quantize.report.contrasts import contrasts_document, print_contrasts
 from quantize.report.markdown import markdown
 from quantize.report.planning import plan_document, print_plan
@@ -10,13 +13,21 @@ from quantize.report.terminal import print_summary
 from quantize.report.timing import item_seconds
 
 __all__ = [
+    "LIMITED",
+    "Benchmarks",
+    "Sizing",
     "Summary",
+    "capacity_document",
     "contrasts_document",
     "item_seconds",
     "markdown",
     "plan_document",
+    "print_capacity",
     "print_contrasts",
     "print_plan",
     "print_summary",
+    "read_arms",
+    "read_benchmarks",
+    "size_arms",
     "summarise",
 ]

@@ -14,6 +14,8 @@ _MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "error
 def markdown(summary: Summary) -> str:
     """A summary as GitHub-flavoured Markdown."""
     lines = [f"# {summary.title}", "", *as_markdown(summary.table)]
+    if summary.headlines:
+        lines += ["", *(f"- **{headline}**" for headline in summary.headlines)]
     for section in summary.sections:
         lines += ["", f"## {section.name}", "", *_section(section)]
     for note in summary.notes:
@@ -37,6 +39,10 @@ def _section(section: Section) -> list[str]:
     for path in section.paths:
         lines += ["", f"Limits of the difference in {path.metric} (points) while the sample grew:", ""]
         lines += as_markdown(_across(path))
+    if section.load is not None:
+        lines += ["", "### Under load", "", *as_markdown(section.load)]
+    if section.load_sentences:
+        lines += ["", *(f"- {sentence}" for sentence in section.load_sentences)]
     return lines
 
 

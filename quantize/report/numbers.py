@@ -6,7 +6,7 @@ import math
 
 from quantize.evidence import Comparison, Measurement
 
-__all__ = ["amount", "change", "duration", "interval", "measured", "points", "probability", "size"]
+__all__ = ["amount", "change", "duration", "interval", "measured", "points", "probability", "seconds", "size", "times"]
 
 _NOTHING = "–"
 
@@ -74,3 +74,14 @@ def _figures(value: float, figures: int = 3) -> str:
     if value >= 100:
         return f"{value:,.1f}"
     return f"{value:.2f}" if value >= 1 else f"{value:.{figures}g}".replace("-", "−")
+
+
+def seconds(value: float) -> str:
+    """A time under load, in milliseconds below one second."""
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.{1 if value < 0.1 else 0}f} ms"
+
+
+def times(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A ratio in words, with its interval: `1.31 times (1.27 to 1.35)`."""
+    around = f" ({low:.2f} to {high:.2f})" if low is not None and high is not None else ""
+    return f"{value:.2f} times{around}"

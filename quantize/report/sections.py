@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantize.evidence import Comparison, Evidence, Look, Measurement, Progressed, of_eval
+from quantize.report.benchmarks import Benchmarks
 from quantize.report.grid import Column, Grid
 from quantize.report.numbers import amount, change, duration, interval, points, probability, size
+from quantize.report.under_load import load_grid, load_sentences
 from quantize.run import VariantRecord
 from quantize.verdict import Finding
 
@@ -35,7 +37,10 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One variant: findings, what was done, sentences about the measuring, confidence sequences, all quantities."""
+    """One variant: findings, what was done, sentences about the measuring, confidence sequences, all quantities.
+
+    `load` and `load_sentences` are what was measured under load, and how.
+    """
 
     name: str
     findings: tuple[Finding, ...]
@@ -43,9 +48,11 @@ class Section:
     sentences: tuple[str, ...]
     paths: tuple[Path, ...]
     table: Grid | None
+    load: Grid | None = None
+    load_sentences: tuple[str, ...] = ()
 
 
-def section(variant: VariantRecord, item_seconds: Mapping[str, float]) -> Section:
+def section(variant: VariantRecord, item_seconds: Mapping[str, float], benchmarks: Benchmarks) -> Section:
     """The section of a variant of a run."""
     evidence, verdict = variant.evidence, variant.verdict
     against = variant.decision.against if variant.decision else []
@@ -62,6 +69,8 @@ def section(variant: VariantRecord, item_seconds: Mapping[str, float]) -> Sectio
         sentences=tuple(sentences),
         paths=tuple(Path(f.metric, _looks(f.looks)) for f in (*verdict.findings, *against) if len(f.looks) > 1),
         table=_table(evidence, verdict.findings) if evidence is not None else None,
+        load=load_grid(evidence, verdict.findings) if evidence is not None else None,
+        load_sentences=load_sentences(variant, benchmarks),
     )
 
 
@@ -162,8 +171,8 @@ def _tried(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
     found = []
     for finding in findings:
         alpha, attempt = finding.numbers.get("alpha"), finding.numbers.get("attempt")
-        if not isinstance(alpha, float):
-            continue
+        if not isinstance(alpha, float) or attempt is None:
+            continue  # time is measured anew in every run: nothing is tried until it passes
         early = spending.early * alpha
         told = f"{finding.metric}: attempt {attempt} on this eval set, judged at alpha {alpha:.3g}"
         if early:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantize.evidence import Comparison, Measurement
+from quantize.report.benchmarks import Benchmarks
 from quantize.report.grid import Column, Grid
 from quantize.report.numbers import amount, change, duration, interval, measured, size
 from quantize.report.sections import Section, limits, section
+from quantize.report.speed import Speed, headlines, speed_of
 from quantize.run import RunRecord, VariantRecord
 from quantize.verdict import Finding, Verdict
 
@@ -37,7 +39,8 @@ _ARM = (
 class Summary:
     """A report: a title, the table of all arms, a section for each variant, and notes below.
 
-    `outcomes` by variant; the last note says what early stopping saved.
+    `headlines` stand right below the table: what is smaller but slower. `outcomes` by variant; the last note says what
+    early stopping saved.
     """
 
     title: str
@@ -45,6 +48,7 @@ class Summary:
     sections: tuple[Section, ...]
     outcomes: dict[str, str]
     notes: tuple[str, ...]
+    headlines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +75,26 @@ class _Baseline:
     variants: tuple[str, ...]
 
 
-def summarise(record: RunRecord, item_seconds: Mapping[str, float] | None = None) -> Summary:
-    """The summary of a run. `item_seconds` is what the baseline took for an item, by eval (`timing`)."""
-    evals, baselines = _evals(record), _baselines(record)
-    seconds = item_seconds or {}
-    columns = (*_ARM, *(column for found in evals for column in found.columns()))
-    rows = [row for baseline in baselines for row in _baseline_rows(baseline, evals)]
-    rows += [_row(variant, evals) for variant in record.variants]
+def summarise(
+    record: RunRecord, item_seconds: Mapping[str, float] | None = None, benchmarks: Benchmarks | None = None
+) -> Summary:
+    """The summary of a run. `item_seconds` is what the baseline took for an item, by eval (`timing`).
+
+    `benchmarks` are what the store holds of it under load (`benchmarks.read_benchmarks`).
+    """
+    evals, baselines, speed = _evals(record), _baselines(record), speed_of(record)
+    seconds, kept = item_seconds or {}, benchmarks or Benchmarks()
+    columns = (*_ARM, *speed.columns(), *(column for found in evals for column in found.columns()))
+    rows = [row for baseline in baselines for row in _baseline_rows(baseline, evals, speed)]
+    rows += [_row(variant, evals, speed) for variant in record.variants]
     told = _engines(baselines, evals) if len(baselines) > 1 else ()
     return Summary(
         title=f"{record.recipe} on {record.device}",
         table=Grid(columns, tuple(rows)).filled(),
-        sections=tuple(section(variant, seconds) for variant in record.variants),
+        sections=tuple(section(variant, seconds, kept) for variant in record.variants),
         outcomes={variant.name: variant.verdict.outcome for variant in record.variants},
-        notes=(_legend(record), *told, *_notes(record, seconds)),
+        notes=(_legend(record, speed), *told, *_notes(record, seconds)),
+        headlines=headlines(record, speed),
     )
 
 
@@ -123,14 +133,15 @@ def _baselines(record: RunRecord) -> list[_Baseline]:
     return found
 
 
-def _baseline_rows(baseline: _Baseline, evals: list[_Eval]) -> list[tuple[str, ...]]:
+def _baseline_rows(baseline: _Baseline, evals: list[_Eval], speed: Speed) -> list[tuple[str, ...]]:
     """The row of what the baseline measured, and that of measuring it again."""
     known = baseline.known
     cells = [cell for found in evals for cell in _own(found, known)]
-    rows = [(baseline.name, "", _size(known), baseline.engine, _memory(known), *cells)]
+    loaded = speed.of_baseline(known, baseline.noise)
+    rows = [(baseline.name, "", _size(known), baseline.engine, _memory(known), *loaded, *cells)]
     if baseline.noise:
         again = [cell for found in evals for cell in _compared(found, baseline.noise, [], "")]
-        rows.append((f"{baseline.name} again", "", "", "", "", *again))
+        rows.append((f"{baseline.name} again", "", "", "", "", *speed.of_noise(baseline.noise), *again))
     return rows
 
 
@@ -141,7 +152,7 @@ def _own(found: _Eval, known: dict[str, Measurement]) -> tuple[str, ...]:
     return measured(accuracy), "", str(accuracy.n) if accuracy is not None else ""
 
 
-def _row(variant: VariantRecord, evals: list[_Eval]) -> tuple[str, ...]:
+def _row(variant: VariantRecord, evals: list[_Eval], speed: Speed) -> tuple[str, ...]:
     evidence = variant.evidence
     known = {m.name: m for m in evidence.measurements} if evidence else {}
     comparisons = {c.metric: c for c in evidence.comparisons} if evidence else {}
@@ -152,7 +163,8 @@ def _row(variant: VariantRecord, evals: list[_Eval]) -> tuple[str, ...]:
         stopped = f"▸ {progressed.stopped}" if progressed and progressed.stopped else ""
         cells += _compared(found, comparisons, variant.verdict.findings, stopped)
     loads = f"{evidence.format if evidence else ''}\n{variant.engine}".strip()
-    return variant.name, f"{_word(variant.verdict)}\n{done}", _size(known), loads, _memory(known), *cells
+    arm = (variant.name, f"{_word(variant.verdict)}\n{done}", _size(known), loads, _memory(known))
+    return (*arm, *speed.of_variant(variant), *cells)
 
 
 def _word(verdict: Verdict) -> str:
@@ -199,7 +211,7 @@ def _memory(known: dict[str, Measurement]) -> str:
     return size(peak.value) if peak is not None else ""
 
 
-def _legend(record: RunRecord) -> str:
+def _legend(record: RunRecord, speed: Speed) -> str:
     """What the table's signs mean, as far as they are in it."""
     told = (
         "Second lines: the interval that decided; where no gate looks, one of at least 90 %. Accuracy is that of the "
@@ -212,6 +224,11 @@ def _legend(record: RunRecord) -> str:
         told += " Peak memory: of the process that held the weights, while the artifact was proven in its engine."
     if any(c.metric.endswith(f".{_BOUND}") for evidence in evidences for c in evidence.comparisons):
         told += " ≥: at least; the engine gives the likeliest tokens only."
+    if speed.metrics():
+        told += (
+            " Under load: ratios of times to the baseline's in the same blocks; slower or faster where the whole "
+            "interval says so. TTFT: from when a request was due to its first token; TPOT: from then on, for a token."
+        )
     return told
 
 

@@ -36,6 +36,10 @@ def print_summary(summary: Summary, file: TextIO) -> None:
     say(console, "", summary.title)
     console.print()
     print_grid(console, summary.table, styles={name: _COLOURS[found] for name, found in summary.outcomes.items()})
+    for headline in summary.headlines:
+        say(console, "", headline, style="bold")
+    if summary.headlines:
+        console.print()
     for section in summary.sections:
         _print_section(console, section)
     for note in summary.notes:
@@ -71,6 +75,12 @@ def _print_section(console: Console, section: Section) -> None:
     console.print()
     if section.table is not None:
         print_grid(console, section.table, indent=4)
+    if section.load is not None:
+        print_grid(console, section.load, indent=4)
+    for sentence in section.load_sentences:
+        say(console, "  · ", sentence)
+    if section.load_sentences:
+        console.print()
 
 
 def _in_a_line(path: Path) -> str:
