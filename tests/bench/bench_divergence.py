@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 
 from quantize.engines import Transformers
+from quantize.handed import EvaluateJob, Host, QuantizeJob
 from quantize.methods import Rtn
 from quantize.metrics import Text
-from quantize.protocols import EvaluateJob, Host, QuantizeJob
 from quantize.scheme import preset
 from quantize.sources.package import Package
 
