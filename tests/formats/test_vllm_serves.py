@@ -11,7 +11,7 @@ from program import TINY
 
 from quantize.engines import Vllm
 from quantize.errors import EngineLost
-from quantize.protocols import Host
+from quantize.handed import Host
 from quantize.store import Store
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

@@ -9,8 +9,8 @@ import pytest
 from quantize.artifact import ModelFacts
 from quantize.engines import Transformers
 from quantize.errors import QuantizeError
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Bitsandbytes
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import PRESETS, preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"

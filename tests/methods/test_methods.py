@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quantize.calibrators import Self
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Awq, Gptq, Rtn
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"

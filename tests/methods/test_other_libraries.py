@@ -13,9 +13,9 @@ from quantize.calibrators import Self
 from quantize.engines import Transformers
 from quantize.errors import StageFailed
 from quantize.executors import Local
+from quantize.handed import StageSpec
 from quantize.methods import Autoawq, Autogptq, Gptqmodel
 from quantize.methods._modules import matching
-from quantize.protocols import StageSpec
 from quantize.scheme import preset
 from quantize.store import Store
 

@@ -7,9 +7,9 @@ import pytest
 
 from quantize.artifact import Provenance
 from quantize.engines import Transformers
+from quantize.handed import EvaluateJob, Host, QuantizeJob
 from quantize.methods import Rtn
 from quantize.parts import StoreParts
-from quantize.protocols import EvaluateJob, Host, QuantizeJob
 from quantize.scheme import preset
 from quantize.store import Store
 

@@ -13,10 +13,10 @@ from quantize.engines import Transformers
 from quantize.engines.transformers import TransformersSession
 from quantize.errors import DataError, QuantizeError
 from quantize.evidence import TOKEN_ROWS
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Rtn
 from quantize.metrics import Text, _reference, text
 from quantize.metrics._rows import read_rows, write_rows
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama"

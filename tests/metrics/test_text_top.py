@@ -14,10 +14,10 @@ import pytest
 from quantize.engines.transformers import TransformersSession
 from quantize.errors import DataError, QuantizeError
 from quantize.gates import Limit
+from quantize.handed import Top
 from quantize.metrics import Text, _top
 from quantize.metrics._rows import read_rows
 from quantize.metrics._top import divergence_at_least
-from quantize.protocols import Top
 
 TINY = Path(__file__).parents[1] / "tiny_llama"
 WHOLE = 512

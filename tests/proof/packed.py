@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize import proof
-from quantize.protocols import Host, QuantizeJob
+from quantize.handed import Host, QuantizeJob
 from quantize.scheme import preset
 
 Tensors = dict[str, Any]

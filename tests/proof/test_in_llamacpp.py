@@ -9,8 +9,8 @@ import pytest
 
 from quantize import proof
 from quantize.engines import LlamaCpp, Transformers
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Gguf, convert_to_gguf
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 pytestmark = pytest.mark.engine

@@ -8,7 +8,7 @@ import pytest
 
 from quantize import proof
 from quantize.engines import Transformers, Vllm
-from quantize.protocols import Host
+from quantize.handed import Host
 
 pytestmark = pytest.mark.engine
 

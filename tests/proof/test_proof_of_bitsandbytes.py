@@ -8,8 +8,8 @@ import pytest
 
 from quantize import proof
 from quantize.engines import Transformers
+from quantize.handed import Host, QuantizeJob
 from quantize.methods.bitsandbytes import Bitsandbytes
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"

@@ -9,10 +9,10 @@ import torch  # noqa: TID253 (every test here computes with it)
 
 from quantize import proof
 from quantize.engines import Transformers
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Rtn
 from quantize.proof.answers import answer_differences
 from quantize.proof.witness import read
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"

@@ -11,8 +11,8 @@ import pytest
 import text
 
 from quantize.engines import Transformers
+from quantize.handed import Host, QuantizeJob
 from quantize.methods import Gptq, Rtn
-from quantize.protocols import Host, QuantizeJob
 from quantize.scheme import preset
 
 HERE = Path(__file__).parent
