@@ -244,6 +244,24 @@ def _scenario(command: dict[str, Any], records: Path) -> Any:
     return scenario
 
 
+def _begin_in_order() -> None:
+    """Let a Poisson process have its begin before anybody is told to start.
+
+    GuideLLM 0.8.1 tells its workers first: one that is quick reads -1 as the begin and sends all requests at once.
+    """
+    from guidellm.scheduler.strategies import (  # type: ignore[import-not-found, unused-ignore]
+        AsyncPoissonStrategy,
+        ThroughputStrategy,
+    )
+
+    def init_processes_start(self: Any, start_time: float) -> None:
+        with self._offset.get_lock():
+            self._offset.value = start_time
+        ThroughputStrategy.init_processes_start(self, start_time)
+
+    AsyncPoissonStrategy.init_processes_start = init_processes_start
+
+
 def load(command: dict[str, Any]) -> dict[str, Any]:
     """Send a load. Times in the reply are seconds of the system's clock; `clock` is how far it was ahead of the other.
 
@@ -288,6 +306,7 @@ def main(arguments: list[str]) -> int:
     forkserver.ensure_running()
     import guidellm.benchmark.entrypoints  # type: ignore[import-not-found, unused-ignore] # noqa: F401
 
+    _begin_in_order()
     first = multiprocessing.get_context("forkserver").Process(target=_nothing)
     first.start()
     first.join()

@@ -93,7 +93,7 @@ def test_every_position_equals_both_models_side_by_side(before, after, side_by_s
     assert column(before[1], "nll") == pytest.approx(side_by_side["before"], rel=1e-5, abs=1e-6)
     assert column(after[1], "nll") == pytest.approx(side_by_side["nll"], rel=1e-5, abs=1e-6)
     # What float32 rounds of logits near 10 is 1e-6 of a probability, and 1e-6 times the difference of a divergence.
-    assert column(after[1], "kld") == pytest.approx(side_by_side["kld"], rel=1e-4, abs=1e-8)
+    assert column(after[1], "kld") == pytest.approx(side_by_side["kld"], rel=1e-4, abs=3e-8)
     assert column(after[1], "delta_p") == pytest.approx(side_by_side["delta_p"], rel=1e-4, abs=1e-6)
     for name in ("kld", "top1_agrees", "delta_p"):
         assert set(column(before[1], name)) == {None}

@@ -126,7 +126,7 @@ def test_a_bound_is_below_the_divergence_everywhere_and_grows_with_the_tokens(ex
 def test_all_tokens_give_the_divergence_itself(exact, bounded):
     for k in (WHOLE, 10 * WHOLE):
         _, out, _ = bounded(k)
-        assert column(out, "kld_at_least") == pytest.approx(column(exact[1], "kld"), rel=1e-4, abs=1e-8)
+        assert column(out, "kld_at_least") == pytest.approx(column(exact[1], "kld"), rel=1e-4, abs=3e-8)
 
 
 def test_what_float32_rounds_never_makes_a_bound_too_great(exact, bounded):

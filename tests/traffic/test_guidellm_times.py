@@ -70,6 +70,17 @@ def test_both_arms_get_the_same_arrivals(sender, serve, kind):
     assert [entry["body"]["prompt"] for entry in slow.asked()] == [request.prompt for request in requests(10)]
 
 
+def test_no_request_of_an_open_loop_is_sent_before_it_arrives(sender, serve):
+    """A worker that starts before it knows when sends all of them at once: it would in one load of ten."""
+    server = serve(first=0.001, gap=0.0)
+    for seed in range(12):
+        answers = sender.send(server, Arrivals("poisson", rate=40.0, seed=seed), requests(6, 2), 10)
+        assert all(answer.dispatched >= answer.scheduled - 0.005 for answer in answers)
+        assert [answer.scheduled for answer in answers] == pytest.approx(
+            arrival_times(Arrivals("poisson", rate=40.0, seed=seed), 6), abs=1e-3
+        )
+
+
 def test_waiting_for_a_slot_counts_as_time_to_first_token(sender, serve):
     server = serve(first=0.1, gap=0.01, slots=1)
     arrivals = Arrivals("poisson", rate=15.0, seed=3)
