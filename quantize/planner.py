@@ -164,9 +164,12 @@ class _Planner:
             "requests": digest(benchmark.requests.identity()),
         }
         identity = {**config, "benchmark": benchmark.identity(), "engine": served(engine)}
-        of_blocks = {**identity, "benchmark": benchmark.of_blocks()}
+        # Of the baseline's benchmark a block depends on the curve alone, which is a part of that.
+        own = {label: stage for label, stage in inputs.items() if label != "reference"}
+        reference = inputs["reference"].config["parts"] if "reference" in inputs else None
+        of_blocks = {**identity, "benchmark": benchmark.of_blocks(), "reference": reference}
         libraries = (*engine.libraries, "transformers", "pyarrow")
-        config["parts"] = self.make.key("benchmark", of_blocks, inputs, libraries, on_device=True, needs=needs)
+        config["parts"] = self.make.key("benchmark", of_blocks, own, libraries, on_device=True, needs=needs)
         return self.make.stage("benchmark", name, config, identity, inputs, libraries, needs=needs, alone=True)
 
     def prove(self, name: str, engine: EngineConfig, inputs: dict[str, Stage]) -> Stage:

@@ -5,7 +5,7 @@ artifact and the gate. Only the model is tiny, so that a block takes less than h
 that the gate cries no wolf: of 40 pairs of the model with itself hardly one may FAIL. The other half is that it sees: a
 model whose every step really takes 15 % longer must FAIL, and one that is unchanged must pass, the A/A rule included.
 
-Runs alone (`make test-slow`), about four minutes on two quiet cores. On a machine that others use too,
+Runs alone (`make test-rates`), about five minutes on two quiet cores. On a machine that others use too,
 `QUANTIZE_SHARED_MACHINE=1` leaves out the watch, which would call every block invalid.
 """
 
@@ -31,7 +31,7 @@ from quantize.gates import Latency
 from quantize.stats import ratio_interval
 from quantize.watching import Watch as RealWatch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rates]
 
 METRIC = "load.tpot_p50/single"
 SAME, PLANTED = 40, 20
