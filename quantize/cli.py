@@ -101,17 +101,17 @@ def run(
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
     from quantize import job
     from quantize.display import watcher
-    from quantize.report import Summary, item_seconds, markdown, print_summary, read_benchmarks, summarise
+    from quantize.report import item_seconds, print_summary, read_benchmarks, report_files, summarise
     from quantize.run import RunRecord
 
     if dry_run:
         _plan(recipe, overrides, only, store_path, as_json=as_json, config=None)
         return 0
 
-    def summary(record: RunRecord) -> Summary:
-        store = _store(store_path)
-        benchmarks = read_benchmarks(record, store.root / "runs" / record.run, store)
-        return summarise(record, item_seconds(record, store), benchmarks)
+    store = _store(store_path)
+
+    def directory(record: RunRecord) -> Path:
+        return store.root / "runs" / record.run
 
     record, code = job.execute(
         recipe,
@@ -121,12 +121,13 @@ def run(
         watcher(),
         release=not no_release,
         create_environments=create_envs,
-        report=lambda record: markdown(summary(record)),
+        report=lambda record: report_files(record, directory(record), store),
     )
     if as_json:
         as_document({**json.loads(record.model_dump_json()), "exit_code": code})
     else:
-        print_summary(summary(record), sys.stdout)
+        benchmarks = read_benchmarks(record, directory(record), store)
+        print_summary(summarise(record, item_seconds(record, store), benchmarks), sys.stdout)
     return code
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from quantize.protocols import Registry
 from quantize.recipe import LoadedRecipe, load
 from quantize.record import digest
 from quantize.registries import Mlflow
-from quantize.release import release_run
+from quantize.release import Report, keep, release_run
 from quantize.run import RUN, Runner, RunRecord, exit_code
 from quantize.sources import config_facts, read_config
 from quantize.store import Store
@@ -72,12 +71,12 @@ def execute(
     *,
     release: bool,
     create_environments: bool = False,
-    report: Callable[[RunRecord], str],
+    report: Report,
 ) -> tuple[RunRecord, int]:
     """Run a recipe to its decisions. Returns the record, as written to the run's folder, and the exit code.
 
-    `create_environments` makes those that are missing first; `report` makes the Markdown that is kept beside the
-    record.
+    `create_environments` makes those that are missing first; `report` makes the files that are kept beside the
+    record, released or not.
     """
     loaded = load(path, overrides)
     recipe = loaded.recipe
@@ -106,6 +105,7 @@ def execute(
         finally:
             watcher.close()
         if not release:
+            keep(runner, record, report)
             return record, exit_code([variant.verdict.outcome for variant in record.variants])
         record = release_run(registry, runner, record, report)
     decided = [v.verdict.outcome for v in record.variants if v.decision is not None or v.evidence is None]

@@ -8,7 +8,7 @@ The order of a release, each step idempotent, so that the next run finishes what
     previous    <variant>-previous  <- the champion that is about to go (the baseline, where there was none)
     champion    <variant>           <- the version; both are read back; then the tags `superseded` and `promoted`
     targets     each deployment target <- the best champion of its variants
-    kept        the decision is logged to MLflow, and the run's record and report are on disk
+    kept        the decision is logged to MLflow, and the run's record and reports are on disk
     decided     the version is tagged with the digest of the verdict: from here on there is nothing left to do
 
 A verdict that a version was already decided by is not decided again: an unchanged recipe costs two questions to the
@@ -19,7 +19,7 @@ nothing but MLflow's own atomicity and the reading back stands, which detects a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,12 +45,13 @@ from quantize.runlog import (
 from quantize.store import Store, read_manifest, writing
 from quantize.verdict import Action, Decision, Outcome, Verdict
 
-__all__ = ["BASELINE", "alone", "release_run"]
+__all__ = ["BASELINE", "Report", "alone", "keep", "release_run"]
 
 _STATES: dict[Outcome, str] = {"pass": "passed", "fail": "rejected", "inconclusive": "inconclusive", "error": "error"}
 _ACTIONS: dict[Outcome, Action] = {"pass": "promote", "fail": "reject", "inconclusive": "hold", "error": "reject"}
 _DONE: dict[Action, str] = {"promote": "promoted", "reject": "rejected", "hold": "held"}
-Report = Callable[[RunRecord], str]
+#: Makes the reports of a run: texts by the names of their files, which begin with `report.`.
+Report = Callable[[RunRecord], Mapping[str, str]]
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def alone(store: Store, registry: Registry, note: Callable[[str], None]) -> Iter
 def release_run(registry: Registry, runner: Runner, record: RunRecord, report: Report | None = None) -> RunRecord:
     """Decide what is new in `record` and carry it out. Returns the record with its new decisions, and writes it.
 
-    `report` makes the Markdown that is kept beside the record. Raises RegistryError, or StoreError for an artifact
+    `report` makes what is kept beside the record. Raises RegistryError, or StoreError for an artifact
     whose bytes are not its manifest's; the same run again finishes what was begun.
     """
     with alone(runner.store, registry, runner.watcher.note):
@@ -77,12 +78,12 @@ def release_run(registry: Registry, runner: Runner, record: RunRecord, report: R
         if not fresh:
             if versions and set(registry.targets) - set(alias_map(versions)):
                 point_targets(registry, registry.targets, set(), _always)
-            _keep(runner, record, report)
+            keep(runner, record, report)
             return record
         release = _Release(registry, runner, record, versions)
         try:
             record = release.carry_out(fresh)
-            _keep(runner, record, report)
+            keep(runner, record, report)
             faults.point("release.kept")
             release.conclude()
         except BaseException:
@@ -133,9 +134,9 @@ class _Release:
         return self.record.model_copy(update={"variants": variants})
 
     def conclude(self) -> None:
-        """Log the record and the report, close the runs, and tag the versions as decided, last of all."""
-        kept = [self.runner.directory / name for name in ("run.json", "report.md")]
-        self.registry.log(self.parent, {}, {}, {"": [path for path in kept if path.is_file()]})
+        """Log the record and the reports, close the runs, and tag the versions as decided, last of all."""
+        folder = self.runner.directory
+        self.registry.log(self.parent, {}, {}, {"": [folder / "run.json", *sorted(folder.glob("report.*"))]})
         while self.open:
             self.registry.end_run(self.open.pop(), "FINISHED")
         faults.point("release.ended")
@@ -313,11 +314,12 @@ def _check_ours(versions: list[VersionState], registry: Registry, runner: Runner
         )
 
 
-def _keep(runner: Runner, record: RunRecord, report: Report | None) -> None:
-    if report is not None:
-        path = runner.directory / "report.md"
+def keep(runner: Runner, record: RunRecord, report: Report | None) -> None:
+    """Write the reports into the run's folder, then the record, and seal it."""
+    for name, text in report(record).items() if report is not None else ():
+        path = runner.directory / name
         with writing(path):
-            path.write_text(report(record), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
     runner.write(record)
 
 

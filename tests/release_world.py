@@ -103,6 +103,10 @@ def answers(eval_set: str, lost: range = range(0), looks: int = ITEMS // LOOK, *
     ]
 
 
+def _reports(record: RunRecord) -> dict[str, str]:
+    return {f"report.{kind}": f"report of {record.run}\n" for kind in ("md", "html")}
+
+
 @dataclass
 class World:
     """A folder with a store, and the registry that its runs release to.
@@ -206,7 +210,7 @@ class World:
 
     def release(self, *results: Result) -> RunRecord:
         """Run and release."""
-        return release_run(self.registry, *self.run(*results), lambda record: f"report of {record.run}\n")
+        return release_run(self.registry, *self.run(*results), _reports)
 
     def _record(self, result: Result, fetch: Stage, stage: Stage, dataset: str) -> VariantRecord:
         baseline, artifact = self.store.find("fetch", fetch.key), self.store.find("quantize", stage.key)

@@ -230,12 +230,12 @@ def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
         rows = mlflow.list_artifacts(runs[arm].info.run_id, "rows/facts")
         assert [file.path for file in rows] == ["rows/facts/rows.parquet"]
     kept = {file.path for file in mlflow.list_artifacts(parent)}
-    assert kept == {"recipe.yaml", "report.md", "run.json"}
+    assert kept == {"recipe.yaml", "report.html", "report.md", "run.json"}
 
 
 def test_the_record_on_disk_has_the_decisions_and_the_report_is_beside_it(world):
     runner, record = world.run(FIRST)
-    released = release_run(world.registry, runner, record, lambda r: str(decision_of(r.variants[0]).action))
+    released = release_run(world.registry, runner, record, lambda r: {"report.md": str(decision_of(r.variants[0]).action)})
     assert read_record(runner.directory) == released
     assert (runner.directory / "report.md").read_text(encoding="utf-8") == "promote"
 

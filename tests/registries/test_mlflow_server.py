@@ -79,7 +79,7 @@ def test_the_runs_and_their_files_are_on_the_server(remote):
     assert set(runs) == {record.run, "baseline", "fp8"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     kept = {name: {f.path for f in mlflow.list_artifacts(run.info.run_id)} for name, run in runs.items()}
-    assert kept[record.run] == {"recipe.yaml", "run.json", "report.md"}
+    assert kept[record.run] == {"recipe.yaml", "run.json", "report.html", "report.md"}
     assert kept["fp8"] == {"decision.json", "verdict.json", "evidence.json", "rows", "serving"}
 
 
@@ -118,9 +118,9 @@ def test_a_server_that_dies_during_a_release_is_named_and_the_next_run_finishes(
         remote = World(tmp_path / "client", address(mortal))
         runner, record = remote.run(FIRST)
 
-        def dying(_record) -> str:
+        def dying(_record) -> dict[str, str]:
             mortal.kill()
-            return "the report is written after the aliases moved and before the release is concluded\n"
+            return {"report.md": "it is written after the aliases moved and before the release is concluded\n"}
 
         began = time.monotonic()
         with pytest.raises(RegistryError, match="does not answer") as error:
