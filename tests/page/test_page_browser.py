@@ -125,9 +125,19 @@ def test_every_plot_is_drawn_and_every_mark_in_it_is_somewhere_in_it(opened, rep
         assert plot["empty"] == plot["outside"] == 0, plot
 
 
+def test_the_scale_of_the_verdicts_stands_above_what_is_drawn_on_it(opened, report):
+    held = opened(report).page
+    left = "e => e.getBoundingClientRect().left"
+    scale = held.locator(".axis-row svg").evaluate(left)
+    assert {round(scale)} == {
+        round(place) for place in held.locator(".verdicts .plot svg").evaluate_all(f"all => all.map({left})")
+    }
+
+
 def test_no_two_names_of_a_trade_off_plot_hide_each_other(opened, report):
     boxes = opened(report).page.evaluate(
-        """[...document.querySelectorAll('#trade-off svg[role=img]')].map(g => [...g.querySelectorAll('.name')].map(n => {
+        """[...document.querySelectorAll('#trade-off svg[role=img]')].map(g =>
+            [...g.querySelectorAll('.name')].map(n => {
             const b = n.getBBox(); return [b.x, b.y + 2, b.x + b.width, b.y + b.height - 2]; }))"""
     )
     for names in boxes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantize.evidence import Comparison, of_eval
+from quantize.evidence import Comparison
 from quantize.report.grid import Grid
 from quantize.report.numbers import change, interval
 from quantize.report.page.forest import Panel, forests
@@ -19,6 +19,8 @@ from quantize.verdict import Finding
 
 __all__ = ["differences"]
 
+#: The quantities that are means over items, of which more is better.
+_SHARES = ("accuracy", "parsed")
 #: So many slices of an eval are drawn, those with the greatest loss; a run may have thousands.
 _SLICES = 30
 #: So many arms are drawn of an eval.
@@ -46,7 +48,7 @@ def differences(record: RunRecord) -> Markup:
 
 def _whole(comparison: Comparison) -> bool:
     """Whether it is a mean over the items of an eval, and not over those of a slice."""
-    return comparison.unit == "share" and of_eval(comparison.metric) and "/" not in comparison.metric
+    return comparison.metric.partition(".")[2] in _SHARES
 
 
 def _columns(record: RunRecord) -> list[_Column]:
