@@ -315,8 +315,18 @@ def _check_ours(versions: list[VersionState], registry: Registry, runner: Runner
 
 
 def keep(runner: Runner, record: RunRecord, report: Report | None) -> None:
-    """Write the reports into the run's folder, then the record, and seal it."""
-    for name, text in report(record).items() if report is not None else ():
+    """Write the reports into the run's folder, then the record, and seal it.
+
+    A report that cannot be drawn costs no decision: it is told, and `quantize report` draws it again.
+    """
+    texts: Mapping[str, str] = {}
+    try:
+        texts = report(record) if report is not None else {}
+    except Exception as error:  # noqa: BLE001  whatever a drawing raises, the release goes on
+        runner.watcher.note(
+            f"the report was not drawn ({type(error).__name__}: {error}); `quantize report` tries again"
+        )
+    for name, text in texts.items():
         path = runner.directory / name
         with writing(path):
             path.write_text(text, encoding="utf-8")

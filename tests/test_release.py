@@ -235,7 +235,9 @@ def test_every_arm_is_a_run_with_the_same_names_and_its_evidence(world):
 
 def test_the_record_on_disk_has_the_decisions_and_the_report_is_beside_it(world):
     runner, record = world.run(FIRST)
-    released = release_run(world.registry, runner, record, lambda r: {"report.md": str(decision_of(r.variants[0]).action)})
+    released = release_run(
+        world.registry, runner, record, lambda r: {"report.md": str(decision_of(r.variants[0]).action)}
+    )
     assert read_record(runner.directory) == released
     assert (runner.directory / "report.md").read_text(encoding="utf-8") == "promote"
 
@@ -391,3 +393,14 @@ def client(world: World):
 def all_runs(mlflow) -> list:
     experiment = mlflow.get_experiment_by_name("tiny")
     return list(mlflow.search_runs([experiment.experiment_id])) if experiment else []
+
+
+def test_a_report_that_cannot_be_drawn_costs_no_decision(world):
+    def broken(_record):
+        raise ValueError("no such number")
+
+    runner, record = world.run(FIRST)
+    released = release_run(world.registry, runner, record, broken)
+    assert decision_of(released.variants[0]).action == "promote"
+    assert not (runner.directory / "report.md").exists()
+    assert read_record(runner.directory) == released

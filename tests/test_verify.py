@@ -24,7 +24,10 @@ from quantize.verdict import Verdict
 SEEDS = 100
 #: What a finished run of the `finished` recipe is made of; a kind is the folder's kind and the file's name.
 EXPECTED = {
-    *(f"run {name}" for name in "run.json recipe.yaml recipe.resolved.json report.md report.html seal.json log".split()),
+    *(
+        f"run {name}"
+        for name in "run.json recipe.yaml recipe.resolved.json report.md report.html seal.json log".split()
+    ),
     *(f"{kind} manifest.json" for kind in "fetch calibrate quantize prove evaluate judge".split()),
     *(f"fetch {name}" for name in "model.safetensors config.json tokenizer.json tokenizer_config.json".split()),
     *(f"quantize {name}" for name in "model.safetensors config.json tokenizer.json witness.safetensors".split()),
