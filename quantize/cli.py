@@ -1,8 +1,8 @@
 """The command line: thin verbs. Everything that a machine reads goes to stdout, everything else to stderr.
 
 Exit codes, about what this run decided anew: 0 all promoted or held by the recipe, or nothing new; 1 error; 2 usage or
-bad recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, run again to
-resume.
+bad recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, or overtaken
+by another champion: run again.
 
 The modules behind a verb are imported when it is called, so that `--help` starts at once.
 """
@@ -184,8 +184,8 @@ def schema() -> None:
 cli.add_command(cli_environments.env)
 for verb in (cli_evidence.report, cli_evidence.compare, cli_evidence.verify, cli_capacity.capacity):
     cli.add_command(verb)
-for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cli_registry.rollback, cli_registry.pull):
-    cli.add_command(verb)
+for name in cli_registry.__all__:
+    cli.add_command(getattr(cli_registry, name))
 
 
 def _plan(

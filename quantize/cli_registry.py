@@ -1,9 +1,7 @@
-"""The verbs about a registered model: status, history, promote, rollback, pull."""
+"""The verbs about a registered model: status, history, promote, rollback, reconcile, unlock, pull."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +14,7 @@ from quantize.cli_options import as_document, json_option, registry_option, stor
 if TYPE_CHECKING:
     from quantize.protocols import Registry
 
-__all__ = ["history", "promote", "pull", "rollback", "status"]
+__all__ = ["history", "promote", "pull", "reconcile", "rollback", "status", "unlock"]
 
 reason_option = click.option("--reason", required=True, help="Why; it is kept with the version.")
 
@@ -46,24 +44,51 @@ def status(model: str, store_path: Path, uri: str | None, as_json: bool) -> None
 
 @click.command()
 @click.argument("model")
+@click.option(
+    "--verify", is_flag=True, help="Check that nothing in it was changed or taken out, instead of telling it."
+)
 @store_option
 @registry_option
 @json_option
-def history(model: str, store_path: Path, uri: str | None, as_json: bool) -> None:
+def history(model: str, verify: bool, store_path: Path, uri: str | None, as_json: bool) -> int:
     """Tell what happened to MODEL: what, when, by whom, on which evidence, against which champion."""
     from quantize.history import history as events_of
 
-    events = events_of(_registry(model, uri, store_path))
+    registry = _registry(model, uri, store_path)
+    if verify:
+        return _verify(registry, as_json=as_json)
+    events = events_of(registry)
     if as_json:
-        as_document([asdict(event) for event in events])
-        return
+        as_document([event.model_dump(mode="json") for event in events])
+        return 0
     for event in events:
         against = f", before it {event.against}" if event.against not in (None, event.version) else ""
         evidence = f", verdict {event.verdict[:12]}" if event.verdict else ""
-        moves = "".join(f"; {a} → {to}" for a, to in event.aliases.items() if not a.endswith("-candidate"))
-        head = f"{event.when}  {event.what}: {event.variant} version {event.version}{against}{moves}"
-        click.echo(f"{head}  ({event.actor}{evidence})")
+        moves = "".join(
+            f"; {a} → {to}" for a, to in event.aliases.items() if not a.endswith(("-candidate", "-previous"))
+        )
+        about = f": {event.variant} version {event.version}" if event.version else ""
+        click.echo(f"{event.when}  {event.what}{about}{against}{moves}  ({event.actor}{evidence})")
         click.echo(f"      {event.reason}")
+    return 0
+
+
+def _verify(registry: Registry, *, as_json: bool) -> int:
+    from quantize.history import check_journal
+
+    found = check_journal(registry)
+    if as_json:
+        as_document(asdict(found))
+        return 1 if found.problems else 0
+    for problem in found.problems:
+        click.echo(f"✗ {problem}")
+    if not found.problems:
+        click.echo(f"✓ the journal's chain is whole: {found.entries} entries ({found.void} void), head {found.head}")
+    for alias, (known, actual) in found.astray.items():
+        click.echo(
+            f"! {alias} is at version {actual or '(none)'}, the journal says {known or '(none)'}: next, reconcile"
+        )
+    return 1 if found.problems else 0
 
 
 @click.command()
@@ -80,8 +105,8 @@ def promote(
     """Make a version the champion of its VARIANT by hand."""
     from quantize import operate
 
-    with _alone(model, uri, store_path) as registry:
-        move = operate.promote(registry, variant, number, reason, actor(), force=force)
+    registry = _registry(model, uri, store_path)
+    move = operate.promote(registry, variant, number, reason, actor(), force=force, note=_note)
     click.echo(f"{move.alias}: version {move.before or '(none)'} → {move.after}")
 
 
@@ -96,11 +121,43 @@ def rollback(model: str, alias: str | None, to: str | None, reason: str, store_p
     """Move an alias of MODEL back to its previous version."""
     from quantize import operate
 
-    with _alone(model, uri, store_path) as registry:
-        move = operate.rollback(registry, alias, to, reason, actor())
+    move = operate.rollback(_registry(model, uri, store_path), alias, to, reason, actor(), _note)
     click.echo(f"{move.alias}: version {move.before} → {move.after}")
     if move.still:
         click.echo(f"{', '.join(move.still)} still at version {move.before}: roll back with --alias", err=True)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--undo", is_flag=True, help="Take back what was begun, instead of finishing it.")
+@store_option
+@registry_option
+@json_option
+def reconcile(model: str, undo: bool, store_path: Path, uri: str | None, as_json: bool) -> None:
+    """Finish or undo what a killed process left half done in MODEL. The next run does it too."""
+    from quantize import operate
+
+    done = operate.reconcile(_registry(model, uri, store_path), _note, undo=undo)
+    if as_json:
+        as_document([event.model_dump(mode="json") for event in done])
+    elif not done:
+        click.echo("everything is where the journal says")
+
+
+@click.command()
+@click.argument("model")
+@reason_option
+@store_option
+@registry_option
+def unlock(model: str, reason: str, store_path: Path, uri: str | None) -> None:
+    """Take the lock of MODEL from whoever has it. What that one had begun is settled by the next command."""
+    from quantize.history import known_versions
+    from quantize.turn import unlock as take
+
+    registry = _registry(model, uri, store_path)
+    known_versions(registry)
+    owner = take(registry, reason, actor())
+    click.echo(f"taken from {owner}" if owner is not None else "nobody has the lock")
 
 
 @click.command()
@@ -125,15 +182,5 @@ def _registry(model: str, uri: str | None, store: Path) -> Registry:
     return named_registry(model, uri, store)
 
 
-@contextmanager
-def _alone(model: str, uri: str | None, store: Path) -> Iterator[Registry]:
-    """The registry, while no release from the same store moves its aliases. Where there is no store, there is none."""
-    from quantize.release import alone
-    from quantize.store import Store
-
-    registry = _registry(model, uri, store)
-    if not store.is_dir():
-        yield registry
-        return
-    with alone(Store(store), registry, lambda sentence: click.echo(sentence, err=True)):
-        yield registry
+def _note(sentence: str) -> None:
+    click.echo(sentence, err=True)

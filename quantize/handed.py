@@ -19,6 +19,7 @@ __all__ = [
     "EvaluateJob",
     "HeadParameters",
     "Host",
+    "JournalLine",
     "Parts",
     "Progress",
     "QuantizeJob",
@@ -269,6 +270,19 @@ class VersionState:
     created: str
     tags: dict[str, str]
     aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """An entry of a model's journal as the registry holds it: its number, its text, and the digest written beside it.
+
+    `renewed` is the one thing about it that changes: the holder of a lock shows by it that it lives.
+    """
+
+    number: int
+    text: str
+    digest: str
+    renewed: str = ""
 
 
 class TargetRule(Protocol):

@@ -13,7 +13,7 @@ from quantize.artifact import ModelFacts
 from quantize.attempts import Ledger
 from quantize.device import Device, choose
 from quantize.environments import create, locate
-from quantize.errors import RecipeError, RegistryError, UsageError
+from quantize.errors import Interrupted, RecipeError, RegistryError, UsageError
 from quantize.executors import Local
 from quantize.handed import VersionState
 from quantize.plan import Plan
@@ -109,7 +109,8 @@ def execute(
             return record, exit_code([variant.verdict.outcome for variant in record.variants])
         record = release_run(registry, runner, record, report)
     decided = [v.verdict.outcome for v in record.variants if v.decision is not None or v.evidence is None]
-    return record, exit_code(decided)
+    stale = any(v.decision is not None and v.decision.action == "stale" for v in record.variants)
+    return record, exit_code(decided) or (Interrupted.exit_code if stale else 0)
 
 
 def _versions(registry: Registry, watcher: Watcher) -> list[VersionState]:

@@ -1,24 +1,36 @@
-"""What an operator does to a registered model by hand: promote, roll back."""
+"""What an operator does to a registered model by hand: promote, roll back, reconcile.
+
+Each is a transaction (`transaction.py`), and settles first what an earlier one left half done. Where that was the very
+thing that is asked for, there is nothing more to do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quantize import faults
 from quantize.errors import RegistryError
 from quantize.handed import VersionState
 from quantize.history import known_versions
-from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, target_names
+from quantize.journal import Event
+from quantize.promotion import BASELINE, alias_map, champion_moves, now, target_names
 from quantize.protocols import Registry
+from quantize.transaction import settle, settled, transact
+from quantize.turn import holding
 
-__all__ = ["Move", "promote", "rollback"]
+__all__ = ["Move", "promote", "reconcile", "rollback"]
 
 _PROMOTABLE = ("passed", "promoted", "superseded")
 #: What a rollback may go to without being told: what served before, or the model as given.
 _SERVED = ("promoted", "superseded", BASELINE)
-_PENDING = "rollback_pending"
 #: How the aliases end that move with another one and are never moved alone.
 _KEPT = ("-previous", "-candidate")
+Note = Callable[[str], None]
+
+
+def _silent(_sentence: str) -> None:
+    """For callers that show nothing while they wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,75 +45,109 @@ class Move:
     still: tuple[str, ...] = ()
 
 
-def promote(registry: Registry, variant: str, version: str | None, reason: str, actor: str, *, force: bool) -> Move:
+def promote(
+    registry: Registry, variant: str, version: str | None, reason: str, actor: str, *, force: bool, note: Note = _silent
+) -> Move:
     """Make a version the champion of `variant`; without `version`, the newest that passed.
 
     `variant` may be a target's alias, then `version` is needed. Raises RegistryError for a version that did not pass or
-    was rolled back, unless `force`.
+    was rolled back, unless `force`, and for one that is not what it claims to be.
     """
-    versions = known_versions(registry)
-    aliases = alias_map(versions)
-    if variant in target_names(versions) and version is not None:
-        wanted = _fit(_named(versions, version, registry), (*_PROMOTABLE, BASELINE), registry, force=force)
-        if aliases[variant] != wanted.version:
-            registry.set_alias(f"{variant}-previous", aliases[variant])
-            registry.set_alias(variant, wanted.version)
-        before: str | None = aliases[variant]
-    else:
-        wanted = _candidate(versions, variant, version, registry, force=force)
+    known_versions(registry)  # before anything is made for a model that is not there
+    with settled(registry, note) as (turn, finished):
+        versions = known_versions(registry)
+        aliases = alias_map(versions)
+        if found := _same(finished, "promoted", variant, reason, actor):
+            return Move(variant, found.against, str(found.aliases[variant]), reason, actor)
         before = aliases.get(variant)
-        move_champion(registry, variant, wanted.version, {})
-    faults.point("promote.moved")
-    event = Event(now(), "promoted", wanted.variant, wanted.version, {variant: wanted.version}, before, actor, reason)
-    journal(registry, wanted, event)
-    faults.point("promote.journaled")
-    registry.tag(wanted.version, _signed(f"Promoted by hand: {variant} points at version {wanted.version}.", event))
+        if variant in target_names(versions) and version is not None:
+            wanted = _fit(_named(versions, version, registry), (*_PROMOTABLE, BASELINE), registry, force=force)
+            moved = before != wanted.version and before is not None
+            moves = {**({f"{variant}-previous": before} if moved and before else {}), variant: wanted.version}
+            tags: dict[str, dict[str, str]] = {}
+        else:
+            wanted = _candidate(versions, variant, version, registry, force=force)
+            moves, tags = champion_moves(versions, variant, wanted.version)
+        event = Event(
+            when=now(),
+            what="promoted",
+            variant=wanted.variant,
+            version=wanted.version,
+            aliases={},
+            against=before,
+            actor=actor,
+            reason=reason,
+        )
+        signed = _signed(f"Promoted by hand: {variant} points at version {wanted.version}.", event)
+        transact(turn, event, moves, {**tags, wanted.version: {**tags.get(wanted.version, {}), **signed}})
+        faults.point("promote.done")
     return Move(variant, before, wanted.version, reason, actor)
 
 
-def rollback(registry: Registry, alias: str | None, to: str | None, reason: str, actor: str) -> Move:
+def rollback(
+    registry: Registry, alias: str | None, to: str | None, reason: str, actor: str, note: Note = _silent
+) -> Move:
     """Move an alias (of a variant or a target; None: the only target) back to its previous version, or to `to`.
 
-    The version that is left is marked first, and no run promotes it again; `<alias>-previous` then points at it. A
-    rollback that was cut off is finished by the next one. Raises RegistryError.
+    The version that is left is marked, and no run promotes it again; `<alias>-previous` then points at it. Raises
+    RegistryError.
     """
-    versions = known_versions(registry)
-    aliases = alias_map(versions)
-    alias = alias or _only_target(versions, registry)
-    served = sorted(name for name in aliases if not name.endswith(_KEPT))
-    if alias not in served:
-        names = ", ".join(served) or "none"
-        raise RegistryError(f"it has no alias {alias!r} (there are {names}).", where=registry.name)
-    left, after = _begun(versions, alias, aliases[alias]) or (
-        _named(versions, aliases[alias], registry),
-        _destination(versions, alias, to, registry),
-    )
-    mark = {_PENDING: f"{alias} {after.version}", "rolled_back_at": now(), "reason": reason}
-    registry.tag(left.version, {**mark, "state": BASELINE if left.variant == BASELINE else "rolled_back"})
-    faults.point("rollback.marked")
-    registry.set_alias(alias, after.version)
-    faults.point("rollback.moved")
-    registry.set_alias(f"{alias}-previous", left.version)
-    faults.point("rollback.previous")
-    if after.state == "superseded" and after.variant == alias:
-        registry.tag(after.version, {"state": "promoted"})
-    event = Event(now(), "rolled back", left.variant, left.version, {alias: after.version}, left.version, actor, reason)
-    journal(registry, left, event)
-    faults.point("rollback.journaled")
-    signed = _signed(f"Rolled back: {alias} went from version {left.version} to {after.version}.", event)
-    registry.tag(left.version, {**signed, _PENDING: ""})
+    known_versions(registry)
+    with settled(registry, note) as (turn, finished):
+        versions = known_versions(registry)
+        aliases = alias_map(versions)
+        alias = alias or _only_target(versions, registry)
+        served = sorted(name for name in aliases if not name.endswith(_KEPT))
+        if alias not in served:
+            names = ", ".join(served) or "none"
+            raise RegistryError(f"it has no alias {alias!r} (there are {names}).", where=registry.name)
+        if found := _same(finished, "rolled back", alias, reason, actor):
+            return Move(alias, found.version, str(found.aliases[alias]), reason, actor)
+        left = _named(versions, aliases[alias], registry)
+        after = _destination(versions, alias, to, registry)
+        event = Event(
+            when=now(),
+            what="rolled back",
+            variant=left.variant,
+            version=left.version,
+            aliases={},
+            against=left.version,
+            actor=actor,
+            reason=reason,
+        )
+        signed = _signed(f"Rolled back: {alias} went from version {left.version} to {after.version}.", event)
+        state = BASELINE if left.variant == BASELINE else "rolled_back"
+        tags = {left.version: {**signed, "rolled_back_at": event.when, "reason": reason, "state": state}}
+        if after.state == "superseded" and after.variant == alias:
+            tags[after.version] = {"state": "promoted"}
+        transact(turn, event, {alias: after.version, f"{alias}-previous": left.version}, tags)
+        faults.point("rollback.done")
     rest = (name for name in left.aliases if name != alias and not name.endswith(_KEPT))
     return Move(alias, left.version, after.version, reason, actor, tuple(rest))
 
 
-def _begun(versions: list[VersionState], alias: str, points_at: str) -> tuple[VersionState, VersionState] | None:
-    """The two ends of a rollback of this alias that was cut off, unless the alias has gone elsewhere since."""
-    for left in versions:
-        name, _, number = left.tags.get(_PENDING, "").partition(" ")
-        after = next((version for version in versions if version.version == number), None)
-        if name == alias and after is not None and points_at in (left.version, after.version):
-            return left, after
-    return None
+def reconcile(registry: Registry, note: Note = _silent, *, undo: bool = False) -> list[Event]:
+    """Finish what was begun and cut off, or `undo` it; put back what was moved late; note what was moved by hand.
+
+    Returns what was done, nothing where all is in order. Raises RegistryError.
+    """
+    known_versions(registry)
+    with holding(registry, note) as turn:
+        done = settle(turn, undo=undo)
+        faults.point("reconcile.done")
+    return done
+
+
+def _same(finished: list[Event], what: str, alias: str, reason: str, actor: str) -> Event | None:
+    """What was settled just now, where it is what the same person asks for again."""
+    return next(
+        (
+            event
+            for event in finished
+            if (event.what, event.actor) == (what, actor) and event.reason.endswith(reason) and alias in event.aliases
+        ),
+        None,
+    )
 
 
 def _destination(versions: list[VersionState], alias: str, to: str | None, registry: Registry) -> VersionState:

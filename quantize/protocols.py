@@ -28,6 +28,7 @@ from quantize.evidence import ArmMeasurements, Comparison, Evidence, Spending
 from quantize.handed import (
     EvaluateJob,
     Host,
+    JournalLine,
     Progress,
     QuantizeJob,
     Row,
@@ -360,12 +361,48 @@ class Registry(Protocol):
         """Create a version from a checkpoint's files and, beside them, `manifest` as MANIFEST_FILE."""
         ...
 
-    def set_alias(self, alias: str, version: str) -> None:
-        """Move an alias and read it back. Raises RegistryError when the read-back differs."""
+    def set_alias(self, alias: str, version: str | None) -> None:
+        """Move an alias and read it back; None removes it. Raises RegistryError when the read-back differs."""
         ...
 
     def tag(self, version: str, tags: dict[str, str]) -> None:
         """Set tags (without prefix) on a version."""
+        ...
+
+    def prepare(self) -> None:
+        """Create the registered model and its journal where they are not there yet; several processes may at once."""
+        ...
+
+    def append(self, text: str, digest: str) -> int:
+        """Add an entry to the journal, whole or not at all; returns its number, which nobody else gets.
+
+        Where the answer was lost and the question asked again, there may be two of it.
+        """
+        ...
+
+    def entries(self, after: int) -> list[JournalLine]:
+        """The journal's entries with a greater number, in their order; none where there is no journal."""
+        ...
+
+    def renew(self, number: int, value: str) -> None:
+        """Set what changes about an entry."""
+        ...
+
+    def head(self) -> str:
+        """What `set_head` wrote into the model's own tag; "" where nobody has."""
+        ...
+
+    def set_head(self, mark: str) -> None:
+        """Write down, outside the journal, how far it went."""
+        ...
+
+    def listing(self, version: str) -> str:
+        """The text of a version's MANIFEST_FILE. Raises RegistryError where it has none."""
+        ...
+
+    @property
+    def lock_file(self) -> Path | None:
+        """A file whose `flock` all users of this registry share; None where they are on several machines."""
         ...
 
     def start_run(self, name: str, parent: str | None, tags: dict[str, str]) -> str:

@@ -6,12 +6,12 @@ the one that was evaluated. So neither the registry's files nor the way from the
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
 from quantize.artifact import FileEntry, files_digest
+from quantize.claims import listed_files
 from quantize.errors import RegistryError, UsageError
 from quantize.handed import VersionState
 from quantize.handover import fetch_serving
@@ -82,9 +82,6 @@ def _verify(directory: Path, version: VersionState, registry: Registry) -> None:
 
 def _entries(listing: Path, where: str) -> list[FileEntry]:
     try:
-        rows = json.loads(listing.read_text(encoding="utf-8"))["files"]
-        return [FileEntry.model_validate(row) for row in rows]
+        return listed_files(listing.read_text(encoding="utf-8"), where)
     except FileNotFoundError:
         raise RegistryError(f"it has no {MANIFEST_FILE}: quantize did not make it.", where=where) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"its {MANIFEST_FILE} cannot be read.", where=where, fix="Do not use it.") from error

@@ -2,37 +2,35 @@
 
 The order of a release, each step idempotent, so that the next run finishes what a crash left:
 
+    settle      a turn begins: what an earlier one left half done is finished or undone
     publish     the artifact's digests are recomputed from bytes, then it becomes a version (`registered`)
     verdict     the version is tagged with its verdict: passed, rejected, inconclusive or error
-    candidate   <variant>-candidate <- the version
-    previous    <variant>-previous  <- the champion that is about to go (the baseline, where there was none)
-    champion    <variant>           <- the version; both are read back; then the tags `superseded` and `promoted`
-    targets     each deployment target <- the best champion of its variants
+    promote     a transaction: candidate, previous, champion; or `stale`, where the champion is another one by now
+    targets     a transaction for each deployment target that moves to the best champion of its variants
     kept        the decision is logged to MLflow, and the run's record and report are on disk
     decided     the version is tagged with the digest of the verdict: from here on there is nothing left to do
 
-A verdict that a version was already decided by is not decided again: an unchanged recipe costs two questions to the
-registry. Releases and operators that move one model from one store wait for each other (`alone`); between stores
-nothing but MLflow's own atomicity and the reading back stands, which detects a second writer and does not prevent one.
+A verdict that a version was already decided by is not decided again: an unchanged recipe costs a few questions to the
+registry and takes no lock. A stale one is: the next run decides it against the champion that it finds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from quantize import __version__, faults
 from quantize.artifact import Manifest
 from quantize.challenge import Challenge
+from quantize.decided import verdict_tags
 from quantize.errors import RegistryError
 from quantize.handed import VersionState
 from quantize.handover import SERVING, hand_over, serving_tags
+from quantize.journal import Event
 from quantize.plan import Stage
-from quantize.promotion import BASELINE, Event, alias_map, journal, move_champion, now, point_targets
+from quantize.promotion import BASELINE, alias_map, champion_moves, now, target_moves
 from quantize.protocols import Registry
-from quantize.record import digest
 from quantize.run import Runner, RunRecord, VariantRecord
 from quantize.runlog import (
     baseline_files,
@@ -42,26 +40,17 @@ from quantize.runlog import (
     variant_metrics,
     variant_params,
 )
-from quantize.store import Store, read_manifest, writing
-from quantize.verdict import Action, Decision, Outcome, Verdict
+from quantize.store import read_manifest, writing
+from quantize.transaction import Stale, settled, tell, transact, unsettled
+from quantize.turn import Turn
+from quantize.verdict import Action, Decision, Outcome
 
-__all__ = ["BASELINE", "alone", "release_run"]
+__all__ = ["BASELINE", "release_run"]
 
 _STATES: dict[Outcome, str] = {"pass": "passed", "fail": "rejected", "inconclusive": "inconclusive", "error": "error"}
 _ACTIONS: dict[Outcome, Action] = {"pass": "promote", "fail": "reject", "inconclusive": "hold", "error": "reject"}
-_DONE: dict[Action, str] = {"promote": "promoted", "reject": "rejected", "hold": "held"}
+_DONE: dict[Action, str] = {"promote": "promoted", "reject": "rejected", "hold": "held", "stale": "stale"}
 Report = Callable[[RunRecord], str]
-
-
-@contextmanager
-def alone(store: Store, registry: Registry, note: Callable[[str], None]) -> Iterator[None]:
-    """For the time of a `with`, nobody else who uses this store moves the model's aliases; `note` says that we wait."""
-
-    def waiting(_owner: str) -> None:
-        note(f"another process is releasing {registry.name}; waiting")
-
-    with store.lease("release", digest(registry.name), waiting):
-        yield
 
 
 def release_run(registry: Registry, runner: Runner, record: RunRecord, report: Report | None = None) -> RunRecord:
@@ -70,16 +59,25 @@ def release_run(registry: Registry, runner: Runner, record: RunRecord, report: R
     `report` makes the Markdown that is kept beside the record. Raises RegistryError, or StoreError for an artifact
     whose bytes are not its manifest's; the same run again finishes what was begun.
     """
-    with alone(runner.store, registry, runner.watcher.note):
+    versions = registry.versions()
+    _check_ours(versions, registry, runner)
+    if (
+        not _fresh(record, versions)
+        and not set(registry.targets) - set(alias_map(versions))
+        and not unsettled(registry)
+    ):
+        _keep(runner, record, report)
+        return record
+    with settled(registry, runner.watcher.note) as (turn, _):
         versions = registry.versions()
         _check_ours(versions, registry, runner)
-        fresh = [v for v in record.variants if v.verdict.artifact_digest and not _decided(v, versions)]
+        release = _Release(registry, runner, record, versions, turn)
+        fresh = _fresh(record, versions)
         if not fresh:
-            if versions and set(registry.targets) - set(alias_map(versions)):
-                point_targets(registry, registry.targets, set(), _always)
+            if versions:
+                release.point_targets(set())
             _keep(runner, record, report)
             return record
-        release = _Release(registry, runner, record, versions)
         try:
             record = release.carry_out(fresh)
             _keep(runner, record, report)
@@ -99,6 +97,7 @@ class _Release:
     runner: Runner
     record: RunRecord
     versions: list[VersionState]
+    turn: Turn
     parent: str = ""
     open: list[str] = field(default_factory=list)
     decided: list[tuple[VersionState, Decision]] = field(default_factory=list)
@@ -119,8 +118,7 @@ class _Release:
             self.decided.append((version, self._decide(variant, version, run)))
         self._hand_over()
         promoted = {decision.variant for _, decision in self.decided if decision.action == "promote"}
-        ask = Challenge(self.registry, self.runner, self.record, self.versions)
-        point_targets(self.registry, self.registry.targets, promoted, ask.may_serve)
+        self.point_targets(promoted)
         faults.point("release.targets")
         aliases = self.registry.aliases()
         targets = tuple(self.registry.targets)
@@ -140,23 +138,50 @@ class _Release:
             self.registry.end_run(self.open.pop(), "FINISHED")
         faults.point("release.ended")
         for version, decision in self.decided:
-            event = Event(
-                when=decision.decided_at,
-                what=_DONE[decision.action],
-                variant=decision.variant,
-                version=version.version,
-                aliases=decision.aliases,
-                against=decision.previous_version,
-                actor=decision.actor,
-                reason=decision.sentence,
-                verdict=decision.verdict_digest,
-                run=decision.run,
-            )
-            journal(self.registry, version, event)
-            faults.point("release.journaled")
+            tell(self.turn, self._event(decision, version.version))
             signed = {"decided_at": decision.decided_at, "actor": decision.actor, "sentence": decision.sentence}
-            self.registry.tag(version.version, {**signed, "decided": decision.verdict_digest})
+            if decision.action != "stale":
+                signed["decided"] = decision.verdict_digest
+            self.registry.tag(version.version, signed)
             faults.point("release.decided")
+
+    def point_targets(self, promoted: set[str]) -> None:
+        """A transaction for each target that moves, because a variant in `promoted` is new or the target is."""
+        versions = self.registry.versions()
+        ask = Challenge(self.registry, self.runner, self.record, self.versions)
+        moves = target_moves(versions, self.registry.targets, promoted, ask.may_serve)
+        known = {version.version: version for version in versions}
+        for target, (current, best) in moves.items():
+            before = current or versions[0].version
+            wanted = {f"{target}-previous": before} if before != best else {}
+            event = Event(
+                when=now(),
+                what="served",
+                variant=known[best].variant,
+                version=best,
+                aliases={},
+                against=current,
+                actor=self.record.actor,
+                reason=f"{target} points at version {best} now; by the run {self.record.run}.",
+            )
+            try:
+                transact(self.turn, event, {**wanted, target: best}, {})
+            except Stale as error:
+                self.runner.watcher.note(str(error))
+
+    def _event(self, decision: Decision, version: str) -> Event:
+        return Event(
+            when=decision.decided_at,
+            what=_DONE[decision.action],
+            variant=decision.variant,
+            version=version,
+            aliases={},
+            against=decision.previous_version,
+            actor=decision.actor,
+            reason=decision.sentence,
+            verdict=decision.verdict_digest,
+            run=decision.run,
+        )
 
     def abandon(self) -> None:
         """Close the open runs as failed, if the registry still answers: what is being raised matters more."""
@@ -231,40 +256,37 @@ class _Release:
         ask = Challenge(self.registry, self.runner, self.record, self.versions)
         against = ask.against_champion(variant, version, champion) if action == "promote" else []
         beaten = [finding for finding in against if finding.outcome != "pass"]
-        stale = ask.stale(variant)
-        tags = {"verdict_digest": verdict.digest(), "outcome": verdict.outcome, "lower": _lower(verdict)}
-        tags |= {"ratio": _ratio(verdict), "difference": _difference(verdict), **ask.attempt_tags(variant)}
-        tags |= {"measured_on": ask.measured_on(variant.engine)}
-        tags |= {"recipe_digest": verdict.recipe_digest, "run": self.record.run, "evidence_run": run}
-        tags |= {"against": champion or ""}
+        outdated = ask.stale(variant)
+        tags = {**verdict_tags(verdict), **ask.attempt_tags(variant), "measured_on": ask.measured_on(variant.engine)}
+        tags |= {"run": self.record.run, "evidence_run": run, "against": champion or ""}
         if version.state == "rolled_back":
             # Its state stays: one good verdict does not undo what somebody saw in production.
             self.registry.tag(number, tags)
             action = "hold" if action == "promote" else action
             sentence = f"{_DONE[action].capitalize()}: version {number} was rolled back before, and only "
             sentence += f"`quantize promote --force` brings it back. {reason}"
-        elif action == "promote" and (stale or beaten):
+        elif action == "promote" and (outdated or beaten):
             # A verdict at too large an alpha is none; one that lost to the champion may be promoted by hand.
-            self.registry.tag(number, {**tags, "state": "inconclusive" if stale else "passed"})
+            self.registry.tag(number, {**tags, "state": "inconclusive" if outdated else "passed"})
             faults.point("release.held")
             action = "hold"
-            sentence = f"Held: version {number}. {stale or beaten[0].sentence}"
+            sentence = f"Held: version {number}. {outdated or beaten[0].sentence}"
         elif action == "promote":
-            self.registry.tag(number, {**tags, "state": "passed"})
+            # One that is the champion already, or whose promotion was finished by now, is not made less first.
+            state = "promoted" if alias_map(self.versions).get(variant.name) == number else "passed"
+            self.registry.tag(number, {**tags, "state": state})
             faults.point("release.passed")
-            move_champion(self.registry, variant.name, number, {})
-            if champion == number:
-                sentence = f"Promoted: version {number} stays the champion of {variant.name}. {reason}"
-            else:
-                instead = f", in place of version {champion}" if champion is not None else ""
-                sentence = f"Promoted: version {number} is the champion of {variant.name}{instead}. {reason}"
+            instead = f", in place of version {champion}" if champion is not None else ""
+            stays = f"stays the champion of {variant.name}"
+            is_now = stays if champion == number else f"is the champion of {variant.name}{instead}"
+            sentence = f"Promoted: version {number} {is_now}. {reason}"
         else:
             self.registry.tag(number, {**tags, "state": _STATES[verdict.outcome]})
             faults.point("release.refused")
             still = ", ".join(alias for alias in version.aliases if not alias.endswith("-candidate"))
             warn = f" {still} still point{'' if ',' in still else 's'} at it: `quantize rollback` moves them."
             sentence = f"{_DONE[action].capitalize()}: version {number}. {reason}{warn if still else ''}"
-        return Decision(
+        decision = Decision(
             variant=variant.name,
             action=action,
             outcome=verdict.outcome,
@@ -280,12 +302,30 @@ class _Release:
             run=run,
             against=against,
         )
+        return self._promote(decision, number) if action == "promote" else decision
+
+    def _promote(self, decision: Decision, number: str) -> Decision:
+        """Carry a promotion out. Where the champion is another one by now, the decision becomes `stale`."""
+        moves, tags = champion_moves(self.registry.versions(), decision.variant, number)
+        try:
+            transact(self.turn, self._event(decision, number), moves, tags)
+        except Stale as error:
+            sentence = f"Stale: version {number} passed and was not promoted: {error.what} Run again: it is decided "
+            sentence += "against the champion that is there then."
+            return decision.model_copy(update={"action": "stale", "sentence": sentence})
+        return decision
 
     def _against(self, variant: VariantRecord, version: VersionState) -> str | None:
-        """The champion that is decided against; where a release of the same verdict was cut off, the one it met."""
-        if version.tags.get("verdict_digest") == variant.verdict.digest():
+        """The champion that is decided against; where this verdict moved the alias already, the one that it met."""
+        champion = alias_map(self.versions).get(variant.name)
+        if champion == version.version and version.tags.get("verdict_digest") == variant.verdict.digest():
             return version.tags.get("against") or None
-        return alias_map(self.versions).get(variant.name)
+        return champion
+
+
+def _fresh(record: RunRecord, versions: list[VersionState]) -> list[VariantRecord]:
+    """The variants whose verdicts no version was decided by yet."""
+    return [v for v in record.variants if v.verdict.artifact_digest and not _decided(v, versions)]
 
 
 def _decided(variant: VariantRecord, versions: list[VersionState]) -> bool:
@@ -296,12 +336,15 @@ def _decided(variant: VariantRecord, versions: list[VersionState]) -> bool:
 def _check_ours(versions: list[VersionState], registry: Registry, runner: Runner) -> None:
     """Refuse a registered model that is somebody else's, or that belongs to another baseline."""
     for version in versions:
-        if not version.variant or not version.artifact_digest:
+        if version.variant and version.artifact_digest:
+            continue
+        if version is versions[0]:
             raise RegistryError(
                 f"version {version.version} was not made by quantize.",
                 where=f"registered model {registry.name}",
                 fix="Choose another registry.name.",
             )
+        runner.watcher.note(f"version {version.version} of {registry.name} was not made by quantize; it is left alone")
     fetch = runner.plan.fetch
     manifest = read_manifest(runner.store.path(fetch.kind, fetch.key))
     known = versions[0].artifact_digest if versions else ""
@@ -333,34 +376,3 @@ def _listing(manifest: Manifest) -> str:
     """The files of a version with their digests, as `pull` verifies them."""
     rows = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.checkpoint_files()]
     return json.dumps({"version": 1, "digest": manifest.checkpoint_digest(), "files": rows}, indent=1)
-
-
-def _ratio(verdict: Verdict) -> str:
-    """The greatest p over alpha among the blocking tests: what Holm's correction needs; 0 where nothing is tested."""
-    ratios = [
-        float(f.numbers["p_value"] or 0.0) / float(f.numbers["alpha"] or 1.0)
-        for f in verdict.findings
-        if f.kind == "noninferiority" and not f.advisory and f.numbers.get("p_value") is not None
-    ]
-    return str(max(ratios, default=0.0))
-
-
-def _always(_candidate: VersionState, _incumbent: VersionState, _rivals: int) -> bool:
-    """For targets that do not exist yet: they replace nothing."""
-    return True
-
-
-def _difference(verdict: Verdict) -> str:
-    """The difference of the first blocking test on a whole eval: what `prefer: quality` ranks by; "" without one.
-
-    Not its lower limit, which an early stop leaves wide.
-    """
-    tests = [f for f in verdict.findings if f.kind == "noninferiority" and not f.advisory and "/" not in f.metric]
-    found = [f.numbers.get("difference") for f in tests]
-    return str(found[0]) if found and found[0] is not None else ""
-
-
-def _lower(verdict: Verdict) -> str:
-    """The lower confidence limit of the first non-inferiority finding, "" where there is none."""
-    limits = [f.numbers.get("lower") for f in verdict.findings if f.kind == "noninferiority"]
-    return str(limits[0]) if limits and limits[0] is not None else ""

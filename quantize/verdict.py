@@ -2,7 +2,7 @@
 
 finding   one gate's result: pass, fail, inconclusive or error, its numbers and one sentence
 verdict   all findings of a variant combined: the worst of them
-decision  verdict + registry state: promote, hold, reject or roll back
+decision  verdict + registry state: promote, hold or reject; stale where that state changed before it was carried out
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quantize.record import Record
 __all__ = ["Action", "Decision", "Finding", "Outcome", "Verdict", "combine"]
 
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
-Action = Literal["promote", "hold", "reject"]
+Action = Literal["promote", "hold", "reject", "stale"]
 
 _WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 

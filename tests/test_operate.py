@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from quantize.operate import promote, rollback
 from quantize.protocols import MANIFEST_FILE
 from quantize.pull import pull
 from quantize.record import file_sha256
-from quantize.release import alone
+from quantize.turn import holding
 
 pytest_plugins = ["release_fixtures"]
 
@@ -159,7 +160,9 @@ def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champio
     rows = history(world.registry)
     assert [(row.what, row.version, row.actor) for row in rows if row.what != "registered"] == [
         ("promoted", "2", "nightly"),
+        ("served", "2", "nightly"),
         ("promoted", "3", "nightly"),
+        ("served", "3", "nightly"),
         ("rolled back", "3", "eva"),
     ]
     promoted = [row for row in rows if row.what == "promoted"][1]
@@ -281,15 +284,17 @@ def test_the_command_line_shows_moves_and_pulls(world, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == FIRST.weights
 
 
-def test_an_operator_waits_while_a_run_of_the_same_store_releases(world):
+def test_an_operator_waits_while_a_run_releases_to_the_same_database(world):
     world.release(FIRST)
     world.release(SECOND)
     verb = ("rollback", "tiny", "--reason", "customers complain", "--store", world.folder / "store")
     command = [sys.executable, "-m", "quantize", *map(str, verb), "--registry", world.uri]
-    with alone(world.store, world.registry, lambda _sentence: None):
+    with holding(world.registry, lambda _sentence: None):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        assert "another process is releasing tiny; waiting" in process.stderr.readline()
+        waits = process.stderr.readline()
+        assert waits.startswith("another process is releasing tiny (")
+        assert f"(pid {os.getpid()})); waiting" in waits
         assert world.registry.aliases()["production"] == "3"
     output, _ = process.communicate(timeout=60)
     assert output == "production: version 3 → 2\n"

@@ -20,11 +20,12 @@ from pydantic import AfterValidator, Field
 
 from quantize.actor import actor
 from quantize.errors import DataError, RegistryError
-from quantize.handed import VersionState
+from quantize.handed import JournalLine, VersionState
 from quantize.protocols import MANIFEST_FILE
 from quantize.record import Record
 from quantize.registries._aliases import Smaller, Target, is_alias
 from quantize.registries._client import asking, database_file, sanitize
+from quantize.registries._journal import SUFFIX, append, entries, journal_name, renew
 from quantize.verdict import Decision
 
 __all__ = ["Mlflow"]
@@ -34,6 +35,14 @@ _RETRIES = 5
 _BATCH = 100  # MLflow takes 100 parameters and 1000 metrics at once
 _PAGE = 1000
 _PARAM_LENGTH = 6000
+_DESCRIPTION = "Managed by quantize: move aliases with it only."
+_HEAD = "quantize.journal_head"
+
+
+def _is_name(name: str) -> str:
+    if name.endswith(SUFFIX):
+        raise ValueError(f"{name!r} is the name of a journal")
+    return name
 
 
 class Mlflow(Record):
@@ -43,7 +52,7 @@ class Mlflow(Record):
     """
 
     kind: Literal["mlflow"] = "mlflow"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(_is_name)] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     uri: str | None = None
     experiment: str | None = None
     artifacts: str | None = None
@@ -76,8 +85,7 @@ class Mlflow(Record):
     def publish(self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
         """See `protocols.Registry`. The files are logged as a logged model of the run, then registered."""
         with self._asking() as mlflow:
-            if self._model(mlflow) is None:
-                self._create(mlflow)
+            self._create(mlflow, self.name)
             experiment = mlflow.get_run(run_id).info.experiment_id
             model = mlflow.create_logged_model(experiment, name=variant, source_run_id=run_id)
             mlflow.log_model_artifacts(model.model_id, str(checkpoint))
@@ -94,9 +102,12 @@ class Mlflow(Record):
             )
             return _state(version, [])
 
-    def set_alias(self, alias: str, version: str) -> None:
+    def set_alias(self, alias: str, version: str | None) -> None:
         """See `protocols.Registry`."""
         with self._asking() as mlflow:
+            if version is None:
+                mlflow.delete_registered_model_alias(self.name, alias)
+                return
             mlflow.set_registered_model_alias(self.name, alias, version)
             read = str(mlflow.get_model_version_by_alias(self.name, alias).version)
         if read != version:
@@ -111,6 +122,60 @@ class Mlflow(Record):
         with self._asking() as mlflow:
             for key, value in tags.items():
                 mlflow.set_model_version_tag(self.name, version, _PREFIX + key, value)
+
+    @property
+    def lock_file(self) -> Path | None:
+        """See `protocols.Registry`: beside an embedded database."""
+        file = database_file(self._address())
+        return file.with_name(f"{file.name}.{self.name}.lock") if file is not None else None
+
+    def prepare(self) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            for name in (self.name, journal_name(self.name)):
+                self._create(mlflow, name)
+
+    def append(self, text: str, digest: str) -> int:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            return append(mlflow, self.name, text, digest)
+
+    def entries(self, after: int) -> list[JournalLine]:
+        """See `protocols.Registry`."""
+        if self._absent():
+            return []
+        with self._asking() as mlflow:
+            return entries(mlflow, self.name, after)
+
+    def renew(self, number: int, value: str) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            renew(mlflow, self.name, number, value)
+
+    def head(self) -> str:
+        """See `protocols.Registry`."""
+        if self._absent():
+            return ""
+        with self._asking() as mlflow:
+            model = self._model(mlflow)
+            return str(model.tags.get(_HEAD, "")) if model is not None else ""
+
+    def set_head(self, mark: str) -> None:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow:
+            mlflow.set_registered_model_tag(self.name, _HEAD, mark)
+
+    def listing(self, version: str) -> str:
+        """See `protocols.Registry`."""
+        with self._asking() as mlflow, tempfile.TemporaryDirectory() as scratch:
+            from mlflow.artifacts import download_artifacts
+
+            place = f"{mlflow.get_model_version_download_uri(self.name, version)}/{MANIFEST_FILE}"
+            address = self._address()
+            fetched = download_artifacts(
+                artifact_uri=place, dst_path=scratch, tracking_uri=address, registry_uri=address
+            )
+            return Path(fetched).read_text(encoding="utf-8")
 
     def start_run(self, name: str, parent: str | None, tags: dict[str, str]) -> str:
         """See `protocols.Registry`."""
@@ -206,30 +271,30 @@ class Mlflow(Record):
         """
         return str(model.artifact_location) if database_file(self._address()) else f"models:/{model.model_id}"
 
-    def _model(self, mlflow: Any) -> Any:
+    def _model(self, mlflow: Any, name: str = "") -> Any:
         """The registered model, or None where there is none yet."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return mlflow.get_registered_model(self.name)
+            return mlflow.get_registered_model(name or self.name)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
 
-    def _create(self, mlflow: Any) -> None:
-        """Create the registered model; several clients may do so at once."""
+    def _create(self, mlflow: Any, name: str) -> None:
+        """Create a registered model where there is none; several clients may do so at once."""
         from mlflow.exceptions import MlflowException
 
         for attempt in range(_RETRIES):
+            if self._model(mlflow, name) is not None:
+                return
             try:
-                mlflow.create_registered_model(self.name, description="Managed by quantize: move aliases with it only.")
+                mlflow.create_registered_model(name, description=_DESCRIPTION)
             except MlflowException:
-                if self._model(mlflow) is None and attempt == _RETRIES - 1:
+                if attempt == _RETRIES - 1:
                     raise
                 time.sleep(0.1 * (attempt + 1))
-            if self._model(mlflow) is not None:
-                return
 
     def _experiment(self, mlflow: Any) -> str:
         """The id of the base model's experiment, created on first use."""

@@ -25,7 +25,7 @@ __all__ = ["Summary", "summarise"]
 _VERDICTS = {"pass": "within margin", "fail": "worse", "inconclusive": "not shown", "error": "error"}
 #: What stands in the place of a divergence that is only known from below.
 _BOUND = "kl_divergence_at_least"
-_ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected"}
+_ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected", "stale": "stale"}
 _ARM = (
     Column("variant", "arm", text=True),
     Column("verdict", "arm", text=True),
