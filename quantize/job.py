@@ -22,7 +22,7 @@ from quantize.preflight import Estimate, Preflight, attempts_of, check, estimate
 from quantize.protocols import Registry
 from quantize.recipe import LoadedRecipe, load
 from quantize.record import digest
-from quantize.registries import Mlflow
+from quantize.registries import SUFFIX, Mlflow
 from quantize.release import release_run
 from quantize.run import RUN, Runner, RunRecord, exit_code
 from quantize.sources import config_facts, read_config
@@ -127,7 +127,9 @@ def named_registry(model: str, uri: str | None, store: Path) -> Registry:
     try:
         config = Mlflow(name=model, uri=uri)
     except ValidationError:
-        raise UsageError(f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only.") from None
+        raise UsageError(
+            f"{model!r} cannot be a model's name: letters, digits, '.', '_' and '-' only, and no {SUFFIX!r} at the end."
+        ) from None
     return open_registry(config, store)
 
 

@@ -80,8 +80,9 @@ class Event(Record):
     """What an entry tells a reader.
 
     `what` is `registered`, `promoted`, `rolled back`, `served` (a target moved), `rejected`, `held`, `stale`, `undone`,
-    `moved by hand`, `moved late` or `lock taken`. `against` is the version that was the champion before; the verdict
-    with the digest `verdict` and its evidence lie in the MLflow run `run` (both are "" where a person decided).
+    `found` (where the journal began), `moved by hand`, `moved late` or `lock taken`. `against` is the version that was
+    the champion before; the verdict with the digest `verdict` and its evidence lie in the MLflow run `run` (both are ""
+    where a person decided).
     """
 
     when: str
@@ -249,9 +250,11 @@ class Chain:
             )
 
     def _under_lock(self, entry: Entry) -> bool:
-        """Whether it was written under the lock that holds; locks and unlocking by hand need none."""
+        """Whether it was written under the lock that holds. Locks need none, nor does unlocking by hand."""
         lock = self.state.lock
-        return entry.kind in ("lock", "unlock") or (lock is not None and entry.generation == lock.number)
+        if entry.kind == "lock" or (entry.kind == "unlock" and entry.generation == 0):
+            return True
+        return lock is not None and entry.generation == lock.number
 
 
 def read_chain(lines: Sequence[JournalLine]) -> Chain:

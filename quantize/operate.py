@@ -164,7 +164,7 @@ def _destination(versions: list[VersionState], alias: str, to: str | None, regis
     found = _named(versions, number, registry)
     if alias in {version.variant for version in versions} and found.variant not in (alias, BASELINE):
         raise RegistryError(
-            f"version {number} is one of {found.variant}, and {alias} serves only its own.",
+            f"version {number} is one of {found.variant or 'those of others'}, and {alias} serves only its own.",
             where=registry.name,
             fix="`quantize status` lists them.",
         )

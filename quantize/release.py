@@ -71,6 +71,8 @@ def release_run(registry: Registry, runner: Runner, record: RunRecord, report: R
     with settled(registry, runner.watcher.note) as (turn, _):
         versions = registry.versions()
         _check_ours(versions, registry, runner)
+        for number in (version.version for version in versions if not _is_ours(version)):
+            runner.watcher.note(f"version {number} of {registry.name} was not made by quantize: it is left alone")
         release = _Release(registry, runner, record, versions, turn)
         fresh = _fresh(record, versions)
         if not fresh:
@@ -248,6 +250,7 @@ class _Release:
 
     def _decide(self, variant: VariantRecord, version: VersionState, run: str) -> Decision:
         """Tag the version with its verdict and, if it passed, make it the champion."""
+        self.turn.check()  # what follows tags the version
         verdict = variant.verdict
         number = version.version
         action = _ACTIONS[verdict.outcome]
@@ -333,18 +336,18 @@ def _decided(variant: VariantRecord, versions: list[VersionState]) -> bool:
     return any(v.variant == variant.name and v.tags.get("decided") == wanted for v in versions)
 
 
+def _is_ours(version: VersionState) -> bool:
+    return bool(version.variant and version.artifact_digest)
+
+
 def _check_ours(versions: list[VersionState], registry: Registry, runner: Runner) -> None:
     """Refuse a registered model that is somebody else's, or that belongs to another baseline."""
-    for version in versions:
-        if version.variant and version.artifact_digest:
-            continue
-        if version is versions[0]:
-            raise RegistryError(
-                f"version {version.version} was not made by quantize.",
-                where=f"registered model {registry.name}",
-                fix="Choose another registry.name.",
-            )
-        runner.watcher.note(f"version {version.version} of {registry.name} was not made by quantize; it is left alone")
+    if versions and not _is_ours(versions[0]):
+        raise RegistryError(
+            f"version {versions[0].version} was not made by quantize.",
+            where=f"registered model {registry.name}",
+            fix="Choose another registry.name.",
+        )
     fetch = runner.plan.fetch
     manifest = read_manifest(runner.store.path(fetch.kind, fetch.key))
     known = versions[0].artifact_digest if versions else ""

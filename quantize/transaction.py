@@ -64,6 +64,9 @@ def transact(turn: Turn, event: Event, moves: Mapping[str, str], tags: Mapping[s
             fix="Nothing was moved. The same command again decides against what is there now.",
         )
     known = {version.version: version for version in versions}
+    gone = {*moves.values(), *tags} - set(known)
+    if gone:
+        raise RegistryError(f"version {min(gone)} is gone.", where=registry.name, fix="Nothing was moved. Run again.")
     planned = [AliasMove(alias=a, before=actual.get(a), after=v) for a, v in moves.items() if actual.get(a) != v]
     new = {number: {**found} for number, found in tags.items() if not found.items() <= known[number].tags.items()}
     if not planned and not new:
@@ -142,6 +145,7 @@ def _carry_out(turn: Turn, linked: Linked, actual: Mapping[str, str]) -> None:
                 fix="Somebody else moves aliases of this model: find out who, then run again.",
             )
     faults.point("transaction.read_back")
+    turn.check()
     for number, tags in intent.tags.items():
         registry.tag(number, tags)
         faults.point("transaction.tagged")
@@ -213,7 +217,9 @@ def _notice(turn: Turn, aliases: Mapping[str, str | None], versions: list[Versio
         foreign = " (which quantize did not make)" if version is not None and version not in ours else ""
         before = turn.chain.state.aliases.get(alias)
         told.append(f"{alias}: {before or 'nothing'} → {version or 'nothing'}{foreign}")
-    event = _event("moved by hand", dict(aliases), f"Aliases were moved past quantize: {'; '.join(told)}.")
+    begins = all(linked.entry.kind in ("lock", "unlock") for linked in turn.chain.entries)
+    what, how = ("found", "stood when this journal began") if begins else ("moved by hand", "were moved past quantize")
+    event = _event(what, dict(aliases), f"Aliases {how}: {'; '.join(told)}.")
     turn.append("noticed", aliases=dict(aliases), event=event)
     faults.point("settle.noticed")
     return event

@@ -16,6 +16,7 @@ before each move (`check`), which leaves the time of one request, and a late mov
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -61,6 +62,8 @@ class Turn:
 
     def append(self, kind: str, **content: Any) -> Linked:
         """Write an entry that counts. Raises RegistryError where our lock was taken over meanwhile."""
+        if not self._ours():
+            raise self._taken()
         made = _append(self.registry, self.chain, kind, generation=self.generation, **content)
         if made is None:
             raise self._taken()
@@ -70,9 +73,12 @@ class Turn:
     def check(self) -> None:
         """Ask whether the lock is still ours; to be done right before an alias moves. Raises RegistryError."""
         _read_on(self.registry, self.chain)
-        lock = self.chain.state.lock
-        if lock is None or lock.number != self.generation:
+        if not self._ours():
             raise self._taken()
+
+    def _ours(self) -> bool:
+        lock = self.chain.state.lock
+        return lock is not None and lock.number == self.generation
 
     def _taken(self) -> RegistryError:
         lock = self.chain.state.lock
@@ -152,9 +158,9 @@ def unlock(registry: Registry, reason: str, who: str) -> Owner | None:
     if file is not None and file.exists():
         with file.open("r+") as descriptor:
             if not try_lock(descriptor.fileno()):
-                who = file.read_text(encoding="utf-8").strip() or "unnamed"
+                holder = file.read_text(encoding="utf-8").strip() or "unnamed"
                 raise UsageError(
-                    f"the lock is a file that a process holds ({who}).",
+                    f"the lock is a file that a process holds ({holder}).",
                     where=str(file),
                     fix="End that process; the lock goes with it.",
                 )
@@ -175,8 +181,15 @@ def _file_lock(file: Path | None, name: str, note: Callable[[str], None]) -> Ite
     if file is None:
         yield False
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise RegistryError(
+            f"the lock of {name} cannot be opened ({error.strerror}).",
+            where=str(file),
+            fix="Whoever moves aliases must be able to write there.",
+        ) from error
     try:
         wait_for_lock(descriptor, lambda who: note(f"another process is releasing {name}{_named(who)}; waiting"))
         os.ftruncate(descriptor, 0)
@@ -221,11 +234,12 @@ def _take(registry: Registry, chain: Chain, note: Callable[[str], None]) -> Turn
     told = None
     if before is not None:
         told = _event("lock taken", owner.actor, f"Taken from {before.entry.owner}, who had not given it back.")
-        note(told.reason)
     over = before.number if before is not None else None
     made = _append(registry, chain, "lock", generation=0, owner=owner, over=over, event=told)
     if made is None:
         return None
+    if told is not None:
+        note(told.reason)
     registry.set_head(chain.mark())
     return Turn(registry, chain, made.number, made.entry.nonce, note)
 
@@ -282,8 +296,20 @@ def _ourselves() -> Owner:
         pid=os.getpid(),
         started=_started(os.getpid()) or 0,
         actor=actor(),
-        seconds=float(os.environ.get(SECONDS, _SECONDS)),
+        seconds=_seconds(),
     )
+
+
+def _seconds() -> float:
+    """How long a ticket of ours holds. Raises UsageError for a setting that is no time."""
+    text = os.environ.get(SECONDS, "")
+    try:
+        seconds = float(text or _SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{text!r} is no number of seconds.", where=SECONDS)
+    return seconds
 
 
 def _dead(lock: Linked) -> bool:

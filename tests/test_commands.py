@@ -198,7 +198,7 @@ def test_help_starts_at_once_and_names_every_verb():
         result = command("--help")
         seconds.append(time.perf_counter() - start)
     assert result.returncode == 0
-    for verb in "init plan run report verify compare status history promote rollback pull gc doctor schema".split():
+    for verb in "init plan run report verify compare status history promote rollback reconcile unlock pull gc doctor schema".split():
         assert f"\n  {verb} " in result.stdout
     assert min(seconds) < 0.4
 

@@ -45,16 +45,17 @@ def append(mlflow: Any, name: str, text: str, digest: str) -> int:
 
 def entries(mlflow: Any, name: str, after: int) -> list[JournalLine]:
     """See `protocols.Registry.entries`. The newest are asked for first: most often there are few."""
-    found: list[JournalLine] = []
+    found: dict[int, JournalLine] = {}
     token, newer = None, True
     while newer:
         condition = f"name='{journal_name(name)}'"
         page = mlflow.search_model_versions(condition, _PAGE, order_by=["version_number DESC"], page_token=token)
         lines = [_line(version) for version in page]
-        found += [line for line in lines if line.number > after]
+        # By number: what is appended meanwhile moves others to a later page, where they come again.
+        found |= {line.number: line for line in lines if line.number > after}
         token = page.token
         newer = bool(token) and all(line.number > after for line in lines)
-    return sorted(found, key=lambda line: line.number)
+    return [found[number] for number in sorted(found)]
 
 
 def renew(mlflow: Any, name: str, number: int, value: str) -> None:
