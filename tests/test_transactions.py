@@ -143,7 +143,7 @@ def test_a_version_that_quantize_did_not_make_is_left_alone_and_nothing_points_a
     assert decision.action == "hold"
     assert "version 3 was never measured" in decision.sentence
     assert world.registry.aliases()["fp8"] == "3"
-    assert "fp8: 2 → 3 (which quantize did not make)" in [e.reason for e in history(world.registry)][-2]
+    assert any("fp8: 2 → 3 (which quantize did not make)" in event.reason for event in history(world.registry))
     assert operate.rollback(world.registry, "fp8", "2", "who was that?", "eva").before == "3"
 
 
@@ -188,9 +188,9 @@ def test_a_journal_that_was_tampered_with_is_told_with_its_entry_and_stops_every
     assert good.stdout.startswith("✓ the journal's chain is whole: ")
     mlflow, last = client(world), read_journal(world.registry).head[0]
     if damage == "changed":
-        text = mlflow.get_model_version("tiny--journal", "3").tags["quantize.entry"]
-        mlflow.set_model_version_tag("tiny--journal", "3", "quantize.entry", text.replace('"2"', '"1"'))
-        said = "entry 3 was changed"
+        text = mlflow.get_model_version("tiny--journal", "2").tags["quantize.entry"]
+        mlflow.set_model_version_tag("tiny--journal", "2", "quantize.entry", text.replace('"2"', '"1"'))
+        said = "entry 2 was changed"
     elif damage == "removed":
         mlflow.delete_model_version("tiny--journal", "3")
         said = "entry 3 is missing"

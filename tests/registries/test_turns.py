@@ -177,12 +177,13 @@ def test_a_holder_that_lives_is_waited_for_however_long_it_takes(remote, monkeyp
     monkeypatch.setenv(SECONDS, "1")
     with holding(remote.registry, lambda _sentence: None):
         other = start(remote, "rollback", "--alias", "fp8", "--reason", "it is worse")
-        time.sleep(6)
+        assert other.stderr is not None
+        assert f"(pid {os.getpid()}) has the lock of {remote.model}; waiting" in other.stderr.readline()
+        time.sleep(4)
         assert other.poll() is None
         assert remote.registry.aliases()["fp8"] == "3"
-    output, said = other.communicate(timeout=60)
+    output, _ = other.communicate(timeout=60)
     assert output == "fp8: version 3 → 2\n"
-    assert f"(pid {os.getpid()}) has the lock of {remote.model}; waiting" in said
     assert "lock taken" not in told(remote)
 
 
