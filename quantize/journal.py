@@ -270,7 +270,9 @@ def head_problem(chain: Chain, mark: str) -> str | None:
     A tag that is behind is none: a process was killed between entry and tag.
     """
     if not mark:
-        return None if not chain.entries else "the model's tag of the journal's head is gone."
+        # Who began the journal may have been killed before it wrote the tag; nothing but locks is written before that.
+        begun = all(linked.entry.kind == "lock" for linked in chain.entries)
+        return None if begun else "the model's tag of the journal's head is gone."
     number, _, digest = mark.partition(" ")
     known = {str(linked.number): linked.digest for linked in chain.entries}
     if known.get(number) == digest:

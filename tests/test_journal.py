@@ -126,6 +126,7 @@ def test_an_end_that_was_deleted_is_missed_by_the_models_tag_and_a_tag_that_is_b
     assert "names entry 4" in str(head_problem(read_chain([]), mark))
     assert "tag of the journal's head is gone" in str(head_problem(read_chain(lines), ""))
     assert head_problem(read_chain([]), "") is None
+    assert head_problem(read_chain(lines[:1]), "") is None, "killed before it wrote the first tag"
 
 
 def test_a_journal_of_a_newer_program_is_refused(lines):
