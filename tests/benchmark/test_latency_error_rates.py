@@ -5,7 +5,7 @@ artifact and the gate. Only the model is tiny, so that a block takes less than h
 that the gate cries no wolf: of 40 pairs of the model with itself hardly one may FAIL. The other half is that it sees: a
 model whose every step really takes 15 % longer must FAIL, and one that is unchanged must pass, the A/A rule included.
 
-Runs alone (`make test-rates`), about five minutes on two quiet cores. On a machine that others use too,
+Runs alone (`make test-rates`), about three minutes on two quiet cores. On a machine that others use too,
 `QUANTIZE_SHARED_MACHINE=1` leaves out the watch, which would call every block invalid.
 """
 
@@ -38,12 +38,12 @@ SAME, PLANTED = 40, 20
 LONGER = 0.15
 ALPHA = 0.05
 
-#: Twelve blocks of eight answers of 24 tokens: an arm takes a third of a second, and the logarithm of a block's ratio
-#: scatters by 1 to 1.5 %, so that the interval reaches less than 1 % to either side, and 3 % with one block far off.
+#: Eight blocks of six answers of 24 tokens: an arm takes a quarter of a second, and the logarithm of a block's ratio
+#: scatters by 1 to 1.5 %, so that the interval of eight reaches about 1 % to either side; with one block far off, 5 %.
 BENCHMARK = quick(
     requests=Synthetic(shapes=[Shape(input=16, output=24)]),
-    loads=[Synchronous(name="single", requests=8)],
-    blocks=12,
+    loads=[Synchronous(name="single", requests=6)],
+    blocks=8,
     reruns=100,
     drift=0.05,
 )
