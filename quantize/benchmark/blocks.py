@@ -22,8 +22,7 @@ from quantize.benchmark.keeping import (
     CurvePart,
     LoadRecord,
     block_number,
-    keep_block,
-    keep_curves,
+    keep_part,
     kept_block,
     kept_curves,
     write_artifact,
@@ -57,7 +56,7 @@ def measure(job: PairJob) -> None:
         _Company(job, steps).reasons()
         part, rows = measure_curves(job, curve_requests, steps)
         _knee(job, part)  # a server that completes nothing is an error, and no curve to keep
-        kept = job.parts.keep(0, partial(keep_curves, part=part, rows=rows))
+        kept = job.parts.keep(0, partial(keep_part, part=part, rows=rows))
     curves = kept_curves(kept)
     found = _knee(job, curves[0])
     rate = job.knee if found is None else found.rate
@@ -114,7 +113,7 @@ def _blocks(job: PairJob, requests: dict[str, Allotted], rate: float | None, ste
             if kept is None:
                 turn = _Turn(job, requests, rate, steps, block, attempts[block])
                 record, rows = turn.run(order, company.reasons())
-                kept = job.parts.keep(number, partial(keep_block, record=record, rows=rows))
+                kept = job.parts.keep(number, partial(keep_part, part=record, rows=rows))
             steps.pass_over(before + each - steps.count, f"block {block}/{benchmark.blocks}")
             found.append(kept_block(kept))
             if not found[-1][0].valid and left:

@@ -37,8 +37,7 @@ __all__ = [
     "CurvePart",
     "LoadRecord",
     "block_number",
-    "keep_block",
-    "keep_curves",
+    "keep_part",
     "kept_block",
     "kept_curves",
     "write_artifact",
@@ -97,8 +96,8 @@ def block_number(block: int, attempt: int) -> int:
     return 1 + block * _ATTEMPTS + attempt
 
 
-def keep_curves(directory: Path, part: CurvePart, rows: Sequence[Row]) -> None:
-    """Fill the part of the curves."""
+def keep_part(directory: Path, part: CurvePart | BlockRecord, rows: Sequence[Row]) -> None:
+    """Fill the part of the curves, or of a block."""
     (directory / _PART_FILE).write_text(part.model_dump_json(), encoding="utf-8")
     _write_rows(rows, directory / _PART_ROWS)
 
@@ -107,12 +106,6 @@ def kept_curves(directory: Path) -> tuple[CurvePart, list[Row]]:
     """The curves of a part, and the rows behind them."""
     part = CurvePart.model_validate_json((directory / _PART_FILE).read_bytes())
     return part, read_rows(directory / _PART_ROWS)
-
-
-def keep_block(directory: Path, record: BlockRecord, rows: Sequence[Row]) -> None:
-    """Fill the part of a block."""
-    (directory / _PART_FILE).write_text(record.model_dump_json(), encoding="utf-8")
-    _write_rows(rows, directory / _PART_ROWS)
 
 
 def kept_block(directory: Path) -> tuple[BlockRecord, list[Row]]:
