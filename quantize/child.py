@@ -93,6 +93,13 @@ class Child:
             time.sleep(_POLL_SECONDS)
         return status
 
+    def gone(self, seconds: float) -> bool:
+        """Whether it has ended, or does within `seconds`: one that closed its connection may need a moment."""
+        deadline = time.monotonic() + seconds
+        while self.running and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return not self.running
+
     def close(self) -> None:
         """End the command and everything that it has started."""
         if self._process.stdin is not None:

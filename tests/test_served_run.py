@@ -37,6 +37,7 @@ def served(environment, tmp_path_factory):
             "loads": [
                 {"kind": "synchronous", "name": "single", "requests": 4},
                 {"kind": "poisson", "name": "traffic", "rate": 20, "requests": 8},
+                {"kind": "sweep", "name": "sweep", "of_knee": [0.1, 0.3], "requests": 4},
             ],
             "blocks": BLOCKS,
             "warmup": 1,
@@ -65,7 +66,8 @@ def test_both_arms_are_served_and_answer_every_request_whole(served, label):
     found = artifact(served, label)
     assert len(found.valid) == BLOCKS
     sent = [row for row in found.rows if not row["warmup"]]
-    assert len(sent) == BLOCKS * 2 * (4 + 8)
+    assert len(sent) == BLOCKS * 2 * (4 + 8 + 2 * 4)
+    assert found.loads == ["single", "traffic", "sweep-10", "sweep-30"]
     assert {row["error.type"] for row in sent} == {None}
     assert {(row["gen_ai.usage.input_tokens"], row["gen_ai.usage.output_tokens"]) for row in sent} == {(12, 8)}
     for row in sent:

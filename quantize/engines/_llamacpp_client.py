@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize import child
 from quantize.child import Child, died, without_secrets
+from quantize.child_socket import ChildSocket
 from quantize.errors import EngineLost, QuantizeError
 
 if TYPE_CHECKING:
@@ -46,10 +44,7 @@ KNOWN_CAUSES = {
     ),
 }
 
-_POLL_SECONDS = 0.05
 _END_SECONDS = 10.0
-#: Bytes that an address of a socket may have on every system, the file's name included.
-_LONGEST_ADDRESS = 100
 
 
 class Client:
@@ -62,47 +57,31 @@ class Client:
     def __init__(self, python: Path, options: dict[str, Any], log: Path, seconds: float, answer_seconds: float) -> None:
         self._answer_seconds = answer_seconds
         self._where = str(options["model"])
-        self._folder = _short_folder()
         self._connection: socket.socket | None = None
-        # A socket, because the process's own output is llama.cpp's to write into.
-        listener = socket.socket(socket.AF_UNIX)
         script = Path(__file__).with_name("_llamacpp_process.py")
-        address = self._folder / "socket"
-        try:
-            listener.bind(str(address))
-            listener.listen(1)
-            command: list[str | Path] = [python, "-I", script, address, json.dumps(options)]
+        with closing(ChildSocket()) as meeting:
+            command: list[str | Path] = [python, "-I", script, meeting.address, json.dumps(options)]
             self._child = Child(command, log, env=without_secrets(os.environ), what="llama.cpp")
             try:
-                self._connection = self._accept(listener, seconds)
+                self._connection = self._accept(meeting, seconds)
                 self._stream: Any = self._connection.makefile("rwb", buffering=1 << 20)
                 self.facts: dict[str, Any] = self._line()["facts"]
             except BaseException:
                 self.close()
                 raise
-        finally:
-            listener.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _accept(self, listener: socket.socket, seconds: float) -> socket.socket:
-        listener.settimeout(_POLL_SECONDS)
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                if not self._child.running:
-                    raise died(self._child, KNOWN_CAUSES) from None
-                if time.monotonic() > deadline:
-                    raise EngineLost(
-                        f"llama.cpp did not load the model within {seconds:.0f} seconds and was stopped."
-                        f"\n{self._child.tail()}",
-                        where=self._where,
-                        fix="If the disk is that slow, raise the engine's load_seconds.",
-                    ) from None
-            else:
-                connection.settimeout(self._answer_seconds)
-                return connection
+    def _accept(self, meeting: ChildSocket, seconds: float) -> socket.socket:
+        connection = meeting.accept(self._child, seconds)
+        if connection is not None:
+            connection.settimeout(self._answer_seconds)
+            return connection
+        if not self._child.running:
+            raise died(self._child, KNOWN_CAUSES)
+        raise EngineLost(
+            f"llama.cpp did not load the model within {seconds:.0f} seconds and was stopped.\n{self._child.tail()}",
+            where=self._where,
+            fix="If the disk is that slow, raise the engine's load_seconds.",
+        )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return its reply."""
@@ -153,10 +132,7 @@ class Client:
 
     def _ended(self) -> QuantizeError:
         """The error of a process that is gone in the middle of an answer."""
-        deadline = time.monotonic() + _END_SECONDS
-        while self._child.running and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        if self._child.running:
+        if not self._child.gone(_END_SECONDS):
             self._child.close()
             return EngineLost(
                 f"llama.cpp did not answer within {self._answer_seconds:.0f} seconds and was stopped.",
@@ -172,12 +148,3 @@ class Client:
                 self._stream.close()
             self._connection.close()
         self._child.close()
-
-
-def _short_folder() -> Path:
-    """A new private folder for a socket; the system's own place where TMPDIR is too deep for a socket's address."""
-    folder = Path(tempfile.mkdtemp(prefix="quantize-"))
-    if len(os.fsencode(folder / "socket")) <= _LONGEST_ADDRESS:
-        return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="quantize-", dir=Path("/tmp")))  # noqa: S108 (mkdtemp makes it private)

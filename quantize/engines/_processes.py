@@ -18,8 +18,8 @@ __all__ = ["gpu_bytes", "gpu_name", "gpu_total", "peak_resident", "serving_threa
 def serving_threads(host: Host) -> int:
     """Threads that a model computes with behind a server on a CPU, where the recipe does not say: all cores but one.
 
-    Kernels' threads wait by spinning. Where they have all cores, the server's own process and the sender are kept from
-    theirs, and tokens arrive in lumps.
+    Where kernels have all of them, the server's own process and the sender wait for their turn, and tokens arrive in
+    lumps.
     """
     return host.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 

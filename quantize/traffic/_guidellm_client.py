@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from quantize.child import Child, died, without_secrets
+from quantize.child_socket import ChildSocket
 from quantize.errors import EngineLost, QuantizeError
 
 __all__ = ["Client", "variables"]
 
 #: Importing GuideLLM takes some ten seconds on a busy machine.
 _READY_SECONDS = 300.0
-_POLL_SECONDS = 0.05
 _END_SECONDS = 5.0
-#: Bytes that an address of a socket may have on every system.
-_LONGEST_ADDRESS = 100
 #: GuideLLM reads its settings from variables of this prefix; the user's own must not change what is measured. Nor must
 #: a proxy stand before a server of this machine.
 _UNWANTED = re.compile(r"^GUIDELLM__|_proxy$", re.IGNORECASE)
@@ -56,17 +51,13 @@ class Client:
         self._log = log
         self._stream: Any = None
         self._connection: socket.socket | None = None
-        self._folder = _short_folder()
-        # A socket, because the process's own output is GuideLLM's to write into.
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._meeting = ChildSocket()
         try:
-            address = self._folder / "socket"
-            self._listener.bind(str(address))
-            self._listener.listen(1)
             script = Path(__file__).with_name("_guidellm_child.py")
-            self._child = Child([python, "-I", script, address], log, env=variables(os.environ), what="GuideLLM")
+            command: list[str | Path] = [python, "-I", script, self._meeting.address]
+            self._child = Child(command, log, env=variables(os.environ), what="GuideLLM")
         except BaseException:
-            self._forget_socket()
+            self._meeting.close()
             raise
 
     def ask(self, command: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -83,19 +74,11 @@ class Client:
         return self._line(seconds)
 
     def _accept(self) -> socket.socket:
-        self._listener.settimeout(_POLL_SECONDS)
-        deadline = time.monotonic() + _READY_SECONDS
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                if not self._child.running:
-                    raise died(self._child) from None
-                if time.monotonic() > deadline:
-                    raise self._ended(_READY_SECONDS) from None
-            else:
-                self._forget_socket()
-                return connection
+        connection = self._meeting.accept(self._child, _READY_SECONDS)
+        if connection is None:
+            raise self._ended(_READY_SECONDS)
+        self._meeting.close()
+        return connection
 
     def _line(self, seconds: float) -> dict[str, Any]:
         assert self._connection is not None
@@ -113,20 +96,13 @@ class Client:
 
     def _ended(self, seconds: float) -> QuantizeError:
         """The error of a process that is gone, or says nothing."""
-        deadline = time.monotonic() + _END_SECONDS
-        while self._child.running and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        if not self._child.running:
+        if self._child.gone(_END_SECONDS):
             return died(self._child)
         self._child.close()
         return EngineLost(
             f"GuideLLM did not answer within {seconds:.0f} seconds and was stopped.\n{self._child.tail()}",
             where=str(self._log),
         )
-
-    def _forget_socket(self) -> None:
-        self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """End the process."""
@@ -135,13 +111,4 @@ class Client:
                 self._stream.close()
             self._connection.close()
         self._child.close()
-        self._forget_socket()
-
-
-def _short_folder() -> Path:
-    """A new private folder for a socket; the system's own place where TMPDIR is too deep for a socket's address."""
-    folder = Path(tempfile.mkdtemp(prefix="quantize-"))
-    if len(os.fsencode(folder / "socket")) <= _LONGEST_ADDRESS:
-        return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="quantize-", dir=Path("/tmp")))  # noqa: S108 (mkdtemp makes it private)
+        self._meeting.close()
