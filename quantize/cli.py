@@ -1,8 +1,8 @@
 """The command line: thin verbs. Everything that a machine reads goes to stdout, everything else to stderr.
 
 Exit codes, about what this run decided anew: 0 all promoted or held by the recipe, or nothing new; 1 error; 2 usage or
-bad recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, run again to
-resume.
+bad recipe; 3 at least one variant rejected; 4 at least one inconclusive and none rejected; 75 interrupted, or overtaken
+by another champion: run again.
 
 The modules behind a verb are imported when it is called, so that `--help` starts at once.
 """
@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from quantize import __version__, cli_capacity, cli_environments, cli_evidence, cli_registry
+from quantize import (
+    __version__,
+    cli_capacity,
+    cli_environments,
+    cli_evidence,
+    cli_launch,
+    cli_recheck,
+    cli_registry,
+    cli_release,
+)
 from quantize.cli_options import as_document, json_option, only_option, recipe_argument, set_option, store_option
 from quantize.errors import Interrupted, QuantizeError, RecipeError, StageFailed
 
@@ -26,6 +35,10 @@ if TYPE_CHECKING:
     from quantize.store import Store
 
 __all__ = ["main"]
+
+
+#: What `gc` names of a store: parts of 0.1 MB and more.
+_SHOWN_BYTES = 50_000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,21 +52,27 @@ def cli() -> None:
 @click.option("--evals", type=click.Path(path_type=Path), required=True, help="Your eval set: JSONL file or folder.")
 @click.option("--name", help="The recipe's and the registered model's name; default: from MODEL.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write here instead of stdout.")
-def init(model: str, evals: Path, name: str | None, output: Path | None) -> None:
+@json_option
+def init(model: str, evals: Path, name: str | None, output: Path | None, as_json: bool) -> None:
     """Write a starter recipe for MODEL (hub id, directory or GGUF) and this machine."""
+    from dataclasses import asdict
+
     from quantize.starter import starter_recipe
 
     if output is not None and output.exists():
         raise QuantizeError("the file exists.", where=str(output), fix="Name another, or remove it.")
-    text = starter_recipe(model, evals, name)
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise QuantizeError(f"cannot be written ({error.strerror}).", where=str(output), fix="Name another.") from None
-    click.echo(f"wrote {output}; next: quantize plan {output}", err=True)
+    starter = starter_recipe(model, evals, name)
+    if output is not None:
+        try:
+            output.write_text(starter.text, encoding="utf-8")
+        except OSError as error:
+            what = f"cannot be written ({error.strerror})."
+            raise QuantizeError(what, where=str(output), fix="Name another.") from None
+        click.echo(f"wrote {output}; next: quantize plan {output}", err=True)
+    if as_json:
+        as_document({**asdict(starter), "path": str(output) if output is not None else None})
+    elif output is None:
+        click.echo(starter.text, nl=False)
 
 
 @cli.command()
@@ -101,17 +120,17 @@ def run(
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
     from quantize import job
     from quantize.display import watcher
-    from quantize.report import Summary, item_seconds, markdown, print_summary, read_benchmarks, summarise
+    from quantize.report import item_seconds, print_summary, read_benchmarks, report_files, summarise
     from quantize.run import RunRecord
 
     if dry_run:
         _plan(recipe, overrides, only, store_path, as_json=as_json, config=None)
         return 0
 
-    def summary(record: RunRecord) -> Summary:
-        store = _store(store_path)
-        benchmarks = read_benchmarks(record, store.root / "runs" / record.run, store)
-        return summarise(record, item_seconds(record, store), benchmarks)
+    store = _store(store_path)
+
+    def directory(record: RunRecord) -> Path:
+        return store.root / "runs" / record.run
 
     record, code = job.execute(
         recipe,
@@ -121,12 +140,13 @@ def run(
         watcher(),
         release=not no_release,
         create_environments=create_envs,
-        report=lambda record: markdown(summary(record)),
+        report=lambda record: report_files(record, directory(record), store),
     )
     if as_json:
         as_document({**json.loads(record.model_dump_json()), "exit_code": code})
     else:
-        print_summary(summary(record), sys.stdout)
+        benchmarks = read_benchmarks(record, directory(record), store)
+        print_summary(summarise(record, item_seconds(record, store), benchmarks), sys.stdout)
     return code
 
 
@@ -137,21 +157,23 @@ def run(
 @click.option("--delete", "really", is_flag=True, help="Delete what is listed.")
 def gc(store_path: Path, as_json: bool, keep_runs: int | None, really: bool) -> None:
     """List (or delete) what no run refers to: half-made artifacts, drafts of dead runs, old runs."""
-    from quantize.upkeep import delete, find_garbage
+    from quantize.upkeep import delete, disk_use, find_garbage
 
     store = _store(store_path)
     garbage = find_garbage(store, keep_runs)
     if really:
         delete(store, garbage)
-    total = sum(item.bytes for item in garbage)
+    total, held = sum(item.bytes for item in garbage), disk_use(store)
     if as_json:
         items = [{"path": str(item.path), "bytes": item.bytes} for item in garbage]
-        as_document({"garbage": items, "bytes": total, "deleted": really})
+        as_document({"garbage": items, "bytes": total, "deleted": really, "held": held})
         return
     for item in garbage:
         click.echo(f"{item.bytes / 1e6:10,.1f} MB  {item.path}")
     done = "deleted" if really else "would be freed; --delete does it"
     click.echo(f"{total / 1e6:10,.1f} MB  {done}")
+    parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in held.items() if size >= _SHOWN_BYTES)
+    click.echo(f"{sum(held.values()) / 1e6:10,.1f} MB  in the store{' now' if really else ''}{parts and f': {parts}'}")
 
 
 @cli.command()
@@ -182,10 +204,18 @@ def schema() -> None:
 
 
 cli.add_command(cli_environments.env)
-for verb in (cli_evidence.report, cli_evidence.compare, cli_evidence.verify, cli_capacity.capacity):
+cli.add_command(cli_launch.launch)
+for verb in (
+    cli_evidence.report,
+    cli_evidence.compare,
+    cli_evidence.verify,
+    cli_capacity.capacity,
+    cli_recheck.recheck,
+):
     cli.add_command(verb)
-for verb in (cli_registry.status, cli_registry.history, cli_registry.promote, cli_registry.rollback, cli_registry.pull):
-    cli.add_command(verb)
+for group in (cli_registry, cli_release):
+    for name in group.__all__:
+        cli.add_command(getattr(group, name))
 
 
 def _plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import tempfile
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from quantize.cli_options import as_document, json_option, registry_option, store_option
-from quantize.errors import QuantizeError
+from quantize.errors import QuantizeError, UsageError
 
 if TYPE_CHECKING:
-    from quantize.protocols import Registry
+    from quantize.registry import Registry
     from quantize.store import Store
 
 __all__ = ["compare", "report", "run_directory", "verify"]
@@ -26,22 +27,45 @@ _SHOWN_FLIPS = 10
 @click.argument("run_name", metavar="RUN", default="latest")
 @store_option
 @json_option
-@click.option("--format", "form", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
-def report(run_name: str, store_path: Path, as_json: bool, form: str) -> None:
-    """Show a run again: its folder, its name, or `latest`."""
-    from quantize.report import item_seconds, markdown, print_summary, read_benchmarks, summarise
+@click.option(
+    "--format", "form", type=click.Choice(["terminal", "markdown", "html"]), default="terminal", show_default=True
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write here instead of stdout.")
+def report(run_name: str, store_path: Path, as_json: bool, form: str, output: Path | None) -> None:
+    """Show a run again: its folder, its name, or `latest`. With --format html, as one page that loads nothing."""
+    from quantize.report import item_seconds, markdown, page, print_summary, read_benchmarks, read_sources, summarise
     from quantize.run import read_record
 
     directory, store = run_directory(run_name, store_path), _store(store_path)
     record = read_record(directory)
     if as_json:
+        if output is not None:
+            raise UsageError("--json goes to stdout: leave --output out, or redirect it.")
         as_document(json.loads(record.model_dump_json()))
         return
-    summary = summarise(record, item_seconds(record, store), read_benchmarks(record, directory, store))
-    if form == "markdown":
-        click.echo(markdown(summary))
+    if form == "html":
+        text = page(read_sources(record, directory, store))
     else:
-        print_summary(summary, sys.stdout)
+        summary = summarise(record, item_seconds(record, store), read_benchmarks(record, directory, store))
+        if form == "terminal" and output is None:
+            print_summary(summary, sys.stdout)  # with colours, where it is a terminal
+            return
+        paper = io.StringIO()
+        print_summary(summary, paper)
+        text = markdown(summary) if form == "markdown" else paper.getvalue()
+    _write(text, output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    """To a file, or to stdout where none is named."""
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise QuantizeError(f"cannot be written ({error.strerror}).", where=str(output), fix="Name another.") from None
+    click.echo(f"wrote {output}", err=True)
 
 
 @click.command()

@@ -12,6 +12,7 @@ __all__ = [
     "as_document",
     "json_option",
     "only_option",
+    "reason_option",
     "recipe_argument",
     "registry_option",
     "set_option",
@@ -34,6 +35,7 @@ only_option = click.option("--only", multiple=True, metavar="VARIANT", help="Onl
 registry_option = click.option(
     "--registry", "uri", metavar="URI", help="MLflow; else MLFLOW_TRACKING_URI, else the store's own database."
 )
+reason_option = click.option("--reason", required=True, help="Why; it is kept with the version.")
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
 
 

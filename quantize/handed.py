@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "WITHOUT_DEVICE",
+    "Drawn",
     "EvaluateJob",
     "HeadParameters",
     "Host",
@@ -26,16 +28,27 @@ __all__ = [
     "Session",
     "StageSpec",
     "Stop",
-    "TargetRule",
     "Top",
     "TopSession",
-    "Trade",
-    "VersionState",
+    "Uncovered",
     "WholeSession",
+    "silent",
 ]
 
 #: Called with (what is going on, done, total); total None where it is not known.
 Progress = Callable[[str, float, float | None], None]
+
+
+def silent(_what: str, _done: float, _total: float | None) -> None:
+    """A `Progress` that nobody looks at."""
+
+
+#: What becomes of experts that too few calibration tokens reach: every expert sees all tokens; or each sees what the
+#: router sends it, and where that is too little the method stops, or leaves the experts of that layer as they are.
+Uncovered = Literal["calibrate_all", "refuse", "leave"]
+
+#: Kinds of stages that use no device: they copy files and read numbers.
+WITHOUT_DEVICE = ("fetch", "judge")
 
 #: One row of `rows.parquet`: a value, or None, by column.
 Row = dict[str, Any]
@@ -57,20 +70,46 @@ class Host:
     threads: int | None = None
 
 
+def _untold(facts: dict[str, Any]) -> None:
+    """Nobody asks."""
+
+
+def _no_reference(checkpoint: Path) -> None:
+    raise ValueError(f"nobody was given to read a reference of {checkpoint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a calibrator makes: `rows` of int64 ids, none of them padded, so that their lengths may differ.
+
+    `documents` are the texts that rows were drawn from, for the check against eval items; `facts` is what became of
+    them, as JSON: the packing, how many were read, cut and empty, and what each part of a mixture gave.
+    """
+
+    rows: tuple[torch.Tensor, ...]
+    documents: tuple[str, ...]
+    facts: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizeJob:
-    """What a method is given. `tokens` (samples, tokens) is None for methods that need no calibration.
+    """What a method is given. `tokens` (rows of int64 ids, of any length) is None where no calibration is needed.
 
     The method calls `witness(model)` once with the quantized model in memory, before it is saved: the witness writes
-    down the next-token distributions that `prove` compares the reloaded checkpoint with. For GGUF, `full` is the model
-    as an unquantized GGUF file and `importance` an importance matrix of the calibration tokens, where one is asked for.
+    down the next-token distributions that `prove` compares the reloaded checkpoint with. One that has no model in
+    memory calls `refer(checkpoint)` on what it wrote instead: a reference is read from the files. For GGUF, `full` is
+    the model as an unquantized GGUF file and `importance` an importance matrix of the calibration tokens, where one is
+    asked for.
+
+    `uncovered` says what becomes of experts that the router sends fewer than `least_tokens` calibration tokens; what
+    became of them goes through `tell` into the stage's summary.
     """
 
     checkpoint: Path
     out: Path
     scheme: Scheme
     ignore: tuple[str, ...]
-    tokens: torch.Tensor | None
+    tokens: Sequence[torch.Tensor] | None
     device: str
     seed: int
     witness: Callable[[Any], None]
@@ -78,6 +117,10 @@ class QuantizeJob:
     host: Host
     full: Path | None = None
     importance: Path | None = None
+    refer: Callable[[Path], None] = _no_reference
+    uncovered: Uncovered = "calibrate_all"
+    least_tokens: int = 1
+    tell: Callable[[dict[str, Any]], None] = _untold
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +260,8 @@ class EvaluateJob:
     `session` loads the model at its first call, so that what was kept is used without it. Items are answered in the
     order of `seed`, in looks of `look` items; after each look `stop` is asked with all rows so far (always None for
     the baseline). `reference` is the baseline's own `evaluate` artifact of this metric (None for the baseline itself),
-    `baseline` the baseline's checkpoint directory. `engine` and `device` are written down with the measurements.
+    `baseline` the baseline's checkpoint directory. `engine` and `device` are written down with the measurements. `kept`
+    is a folder for what a scorer has paid for, so that no stage pays for it twice (None: nothing is kept).
     """
 
     arm: str
@@ -232,6 +276,7 @@ class EvaluateJob:
     reference: Path | None
     baseline: Path | None
     progress: Progress
+    kept: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +285,10 @@ class StageSpec:
 
     `libraries` are the distributions whose versions are written into the manifest. `interpreters` maps the environments
     that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own). `alone` is
-    a stage that measures time: nothing else may use the device meanwhile.
+    a stage that measures time: nothing else may use the device meanwhile. `online` is one that may ask the hub.
+
+    Where stages run side by side, `gpus` are those of the driver's GPUs that are the stage's (None: all of them), and
+    `threads` its share of the CPU (None: what the executor allows). Neither is part of a key.
     """
 
     kind: str
@@ -255,39 +303,6 @@ class StageSpec:
     interpreters: dict[str, Path] = field(default_factory=dict)
     environment: str | None = None
     alone: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class VersionState:
-    """A model version as the registry holds it: `tags` without the `quantize.` prefix, `aliases` pointing at it."""
-
-    version: str
-    variant: str
-    state: str
-    artifact_digest: str
-    run_id: str | None
-    created: str
-    tags: dict[str, str]
-    aliases: tuple[str, ...]
-
-
-class TargetRule(Protocol):
-    """Which variants an alias that consumers load may draw from, and which of them it prefers."""
-
-    @property
-    def from_(self) -> list[str]: ...
-
-    @property
-    def prefer(self) -> str:
-        """`bytes`: the fewest; `quality`: the least loss in the first blocking test on a whole eval."""
-        ...
-
-
-class Trade(Protocol):
-    """A candidate that is smaller by the share `smaller_by` may be worse than the champion by up to `margin`."""
-
-    @property
-    def smaller_by(self) -> float: ...
-
-    @property
-    def margin(self) -> float: ...
+    online: bool = False
+    gpus: tuple[int, ...] | None = None
+    threads: int | None = None

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantize.errors import RegistryError
-from quantize.handed import VersionState
 from quantize.plan import VariantPlan
-from quantize.protocols import Registry
 from quantize.record import digest, file_sha256
+from quantize.registry import Registry, VersionState
 from quantize.run import Runner
 from quantize.serving import Served, describe, pick_draft, write_serving
 from quantize.store import read_manifest, writing
@@ -52,11 +51,13 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest({path.name: file_sha256(path) for path in paths})
 
 
-def hand_over(runner: Runner, variant: str, name: str, versions: Mapping[str, str]) -> list[Path]:
+def hand_over(
+    runner: Runner, variant: str, name: str, versions: Mapping[str, str], pages: Mapping[str, str]
+) -> list[Path]:
     """Write the files for a variant of the registered model `name` into the run's folder; returns where they lie.
 
     They name versions by number, because an alias moves on. `versions` has this variant's, and those of the variants
-    that were promoted in the same run: one that is less than half as large becomes its draft.
+    that were promoted in the same run: one that is less than half as large becomes its draft. `pages` lie beside.
     """
     known = {
         way.variant.name: _served(runner, way, name, versions[way.variant.name])
@@ -76,7 +77,7 @@ def hand_over(runner: Runner, variant: str, name: str, versions: Mapping[str, st
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for file, text in texts.items():
+        for file, text in {**texts, **pages}.items():
             path = folder / file
             path.write_text(text, encoding="utf-8")
             path.chmod(_RUNNABLE if path.suffix == ".sh" else 0o644)

@@ -16,12 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from quantize.claims import Forged, fetch_rows
 from quantize.errors import DataError
 from quantize.evidence import ITEM_ROWS, Evidence, Spending
 from quantize.gates import GateConfig, NonInferiority
-from quantize.handed import Row, VersionState
+from quantize.handed import Row
 from quantize.metrics import read_rows
-from quantize.protocols import Metric, Registry
+from quantize.protocols import Metric
+from quantize.registry import Registry, VersionState
 from quantize.verdict import Finding
 
 if TYPE_CHECKING:
@@ -44,15 +46,21 @@ class Rows(Protocol):
 
 
 def rows_of_version(registry: Registry, version: VersionState) -> Rows:
-    """The rows that a version's verdict rests on, fetched from its MLflow run, each once."""
+    """The rows that a version's verdict rests on, fetched from its MLflow run, each once.
+
+    They are those, by the digests in the verdict: rows that were changed since may make a champion easy to replace.
+    """
     run = version.tags.get("evidence_run", "")
 
     @cache
     def rows(name: str) -> list[Row]:
         if not run:
             raise DataError(f"version {version.version} was never measured.", fix=_OTHER_SET)
-        with tempfile.TemporaryDirectory() as scratch:
-            found = read_rows(registry.fetch(run, f"rows/{name}/rows.parquet", Path(scratch)).parent)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                found = read_rows(fetch_rows(registry, version, name, Path(scratch)))
+        except Forged as error:  # one arm that cannot be believed is no reason not to decide about the others
+            raise DataError(error.what, where=error.where, fix=error.fix) from error
         if not found or not set(ITEM_ROWS) <= set(found[0]):
             raise DataError("its rows were written by an older program.", fix=_OTHER_SET)
         return found

@@ -91,7 +91,7 @@ def collect(rules: Rules, metrics: Sequence[Metric], inputs: dict[str, Path]) ->
         noise=read.noise,
         progressed=read.progressed,
         spending=rules.spending,
-        notes=read.notes,
+        notes=[*(quantized.summary.get("experts") or {}).get("sentences", ()), *read.notes],
         format=str(quantized.summary.get("format", "")),
     )
     return Collected(evidence, read.pairs, proof, tuple(read.unusable), read.rows)

@@ -60,13 +60,15 @@ class StageMaker:
         on_device: bool = True,
         needs: Needs = Needs(),
         alone: bool = False,
+        online: bool = False,
     ) -> Stage:
         """Key and build one stage. `identity` replaces `config` in the key: it has digests where config has paths."""
         plain = {key: dump(value) for key, value in config.items()}
         key = self.key(kind, identity, inputs, libraries, on_device=on_device, needs=needs)
         device = self.device.kind if on_device else "cpu"
         version, environments = STAGES[kind].version, self.environments(*needs.environments)
-        return Stage(kind, name, key, version, plain, inputs, libraries, device, environments, needs.hosted, alone)
+        hosted = needs.hosted
+        return Stage(kind, name, key, version, plain, inputs, libraries, device, environments, hosted, alone, online)
 
     def key(
         self,

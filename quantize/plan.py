@@ -25,7 +25,7 @@ class Stage:
     """One unit of work. `config` is what the worker is given; the key was made from its identity instead.
 
     It may call the interpreters of `environments`, and runs in that of `hosted` itself (None: the program's own).
-    `alone`: it measures time, so nothing else may use the device meanwhile.
+    `alone`: it measures time, so nothing else may use the device meanwhile. `online`: it may ask the hub.
     """
 
     kind: str
@@ -39,6 +39,7 @@ class Stage:
     environments: dict[str, Environment] = field(default_factory=dict)
     hosted: str | None = None
     alone: bool = False
+    online: bool = False
 
     @property
     def label(self) -> str:
@@ -99,10 +100,12 @@ class VariantPlan:
     """The way of one variant. How it is measured depends on how often it was tried before: `measured(attempt)`.
 
     `forms` are what its method reads and the baseline in its engine does not have: a GGUF file, an importance matrix.
+    `calibrate` has its tokens, where it looks at any.
     """
 
     variant: Variant
     baseline: Baseline
+    calibrate: Stage | None
     forms: tuple[Stage, ...]
     quantize: Stage
     prove: Stage
@@ -119,16 +122,23 @@ class Plan:
     recipe: Recipe
     device: Device
     fetch: Stage
-    calibrate: Stage | None
     baselines: tuple[Baseline, ...]
     variants: tuple[VariantPlan, ...]
     counted: dict[str, str]
 
+    def calibrations(self) -> list[Stage]:
+        """The stages that make tokens, one for each size that variants ask for."""
+        found = {way.calibrate.key: way.calibrate for way in self.variants if way.calibrate is not None}
+        return list(found.values())
+
+    def calibrated(self) -> dict[str, str]:
+        """Keys of those stages by the names that a run's record gives them: `calibrate`, and one for another size."""
+        return {".".join((stage.kind, *stage.name.split()[1:])): stage.key for stage in self.calibrations()}
+
     def stages(self, attempts: Mapping[str, int] | None = None) -> Iterator[Stage]:
         """Every stage that a run without failures passes through, dependencies first. `attempts` by variant."""
         yield self.fetch
-        if self.calibrate is not None:
-            yield self.calibrate
+        yield from self.calibrations()
         for baseline in self.baselines:
             yield from baseline.stages()
         seen = {baseline.form.key for baseline in self.baselines if baseline.form is not None}

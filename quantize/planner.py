@@ -18,6 +18,8 @@ from quantize.gates import NonInferiority
 from quantize.judgement import Rules
 from quantize.keys import Needs, StageMaker, dump, served, settings
 from quantize.machine import fingerprint
+from quantize.methods import Existing, Gguf
+from quantize.metrics import Items
 from quantize.plan import BASELINE, NOISE, Baseline, Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Metric
 from quantize.recipe import LoadedRecipe, Recipe, Variant
@@ -37,27 +39,17 @@ def make_plan(loaded: LoadedRecipe, device: Device, only: tuple[str, ...] = ()) 
     recipe = loaded.recipe
     chosen = chosen_variants(recipe, only)
     identity = recipe.model.identity()
-    # A branch may move between the plan and the fetch; the worker is given the commit that the key was made from.
-    source = recipe.model.model_copy(update={"revision": identity["commit"]}) if "commit" in identity else recipe.model
+    source = recipe.model.pinned(identity)
     identities = {metric.name: metric.identity() for metric in recipe.ordered_evals()}
     datasets = {metric.name: metric.dataset() for metric in recipe.ordered_evals()}
     make = StageMaker(recipe, device)
     planner = _Planner(make, identities, datasets)
-    fetch = make.stage("fetch", "", {"source": source}, identity, {}, ("safetensors",), False)
-    calibrate = None
-    if recipe.calibration is not None and any(variant.method.calibrated for variant in chosen):
-        calibrate = make.stage(
-            "calibrate",
-            recipe.calibration.kind,
-            {"calibration": recipe.calibration},
-            recipe.calibration.identity(),
-            {"model": fetch},
-            ("torch", "transformers"),
-        )
-    forms = _Forms(planner, fetch, calibrate)
+    libraries = ("safetensors", *source.libraries)
+    fetch = make.stage("fetch", "", {"source": source}, identity, {}, libraries, False, online=source.online)
+    forms = _Forms(planner, fetch)
     baselines = planner.baselines([recipe.engine_of(variant) for variant in chosen], forms)
     variants = tuple(planner.variant(variant, forms, planner.baseline_of(variant, baselines)) for variant in chosen)
-    return Plan(recipe, device, fetch, calibrate, baselines, variants, planner.counted())
+    return Plan(recipe, device, fetch, baselines, variants, planner.counted())
 
 
 def needed_environments(recipe: Recipe, variants: Sequence[Variant], device: str) -> tuple[str, ...]:
@@ -201,7 +193,7 @@ class _Planner:
         engine = engine.in_other_batches() if noise else engine
         identity = self.identities[metric.name]
         asked = {
-            "metric": identity,
+            "metric": {**identity, **_held(metric)},
             "engine": settings(engine),
             "arm": arm,
             # Not the recipe's: another order, or other sampled answers, must not be had for the asking.
@@ -229,29 +221,22 @@ class _Planner:
     def variant(self, variant: Variant, forms: _Forms, baseline: Baseline) -> VariantPlan:
         """All stages of one variant."""
         method, engine = variant.method, self.recipe.engine_of(variant)
-        config = {
-            "method": dump(method),
-            "scheme": asdict(variant.resolved_scheme()),
-            "ignore": list(variant.ignore),
-            "seed": self.recipe.seed,
-        }
         inputs = {"model": forms.fetch}
         tokens: dict[str, Stage] = {}
         needed: list[Stage] = []
-        if method.calibrated and forms.calibrate is not None:
-            tokens["tokens"] = forms.calibrate
-        if method.format == "gguf":
+        calibrate = forms.calibrate(variant)
+        if calibrate is not None:
+            tokens["tokens"] = calibrate
+        if isinstance(method, Gguf):
             inputs["full"] = forms.gguf()
             needed.append(inputs["full"])
-            imatrix = forms.imatrix() if method.calibrated else None
+            imatrix = forms.imatrix(variant) if method.calibrated else None
             if imatrix is not None:
                 inputs["importance"] = imatrix
                 needed.append(imatrix)
         else:
             inputs |= tokens
-        hosted = method.environment
-        needs = Needs((*method.tools, *((hosted,) if hosted is not None else ())), hosted)
-        quantize = self.make.stage("quantize", variant.name, config, config, inputs, method.libraries, needs=needs)
+        quantize = self._quantize(variant, inputs)
         reads = {"model": forms.fetch, "quantized": quantize}
         prove = self.prove(variant.name, engine, reads)
         reads = {**reads, "proof": prove}
@@ -282,7 +267,28 @@ class _Planner:
                     return Measured(evaluate, tuple(judges), timed, ahead)
                 seen |= _arms(left.pop(0), baseline, evaluate, timed)
 
-        return VariantPlan(variant, baseline, tuple(needed), quantize, prove, measured)
+        return VariantPlan(variant, baseline, calibrate, tuple(needed), quantize, prove, measured)
+
+    def _quantize(self, variant: Variant, inputs: dict[str, Stage]) -> Stage:
+        """The stage that makes the artifact; of an existing checkpoint its files are the identity, not their place."""
+        method, hosted = variant.method, variant.method.environment
+        config = {
+            "method": dump(method),
+            "scheme": asdict(variant.resolved_scheme()),
+            "ignore": list(variant.ignore),
+            "seed": self.recipe.seed,
+        }
+        if variant.experts is not None and variant.experts.uncovered != "calibrate_all":  # what is done anyway
+            config["experts"] = dump(variant.experts)
+        identity, online = config, False
+        if isinstance(method, Existing):
+            found = method.identity()
+            config = {**config, "method": dump(method.pinned(found)), "identity": digest(found)}
+            identity, online = {**config, "method": found}, method.online
+        needs = Needs((*method.tools, *((hosted,) if hosted is not None else ())), hosted)
+        return self.make.stage(
+            "quantize", variant.name, config, identity, inputs, method.libraries, needs=needs, online=online
+        )
 
     def _ahead(self, variant: Variant, engine: EngineConfig, inputs: dict[str, Stage]) -> Stage | None:
         """The baseline with this variant guessing ahead, paired with the baseline alone; where the recipe names it."""
@@ -315,9 +321,28 @@ class _Planner:
 class _Forms:
     """The model as methods and engines want it: the checkpoint, tokens, one GGUF file, its importance matrix."""
 
-    def __init__(self, plan: _Planner, fetch: Stage, calibrate: Stage | None) -> None:
-        self.fetch, self.calibrate = fetch, calibrate
+    def __init__(self, plan: _Planner, fetch: Stage) -> None:
+        self.fetch = fetch
         self._plan = plan
+        self._calibrations: dict[str, Stage] = {}
+
+    def calibrate(self, variant: Variant) -> Stage | None:
+        """The stage that makes a variant's tokens; None where it looks at none."""
+        wanted = self._plan.recipe.calibration_of(variant)
+        if wanted is None:
+            return None
+        name = " ".join(filter(None, (wanted.kind, self._size(variant))))
+        if name not in self._calibrations:
+            config, libraries = {"calibration": wanted.pinned()}, wanted.libraries
+            self._calibrations[name] = self._plan.make.stage(
+                "calibrate", name, config, wanted.identity(), {"model": self.fetch}, libraries, online=wanted.online
+            )
+        return self._calibrations[name]
+
+    def _size(self, variant: Variant) -> str:
+        """What tells a variant's own size of calibration from the recipe's, in names."""
+        wanted, usual = self._plan.recipe.calibration_of(variant), self._plan.recipe.calibration
+        return f"{wanted.samples}x{wanted.tokens_per_sample}" if wanted is not None and wanted != usual else ""
 
     @cache  # noqa: B019 (lives as long as one plan is made)
     def gguf(self) -> Stage:
@@ -325,13 +350,19 @@ class _Forms:
         needs, libraries = Needs((LLAMACPP,)), ("torch", "transformers", "gguf")
         return self._plan.make.stage("convert", "gguf", {}, {}, {"model": self.fetch}, libraries, needs=needs)
 
-    @cache  # noqa: B019 (as above)
-    def imatrix(self) -> Stage | None:
-        """What the calibration tokens do to every weight's inputs."""
-        if self.calibrate is None:
+    def imatrix(self, variant: Variant) -> Stage | None:
+        """What a variant's calibration tokens do to every weight's inputs."""
+        tokens = self.calibrate(variant)
+        if tokens is None:
             return None
-        inputs = {"full": self.gguf(), "tokens": self.calibrate}
-        return self._plan.make.stage("imatrix", "", {}, {}, inputs, (), needs=Needs((LLAMACPP,)))
+        inputs = {"full": self.gguf(), "tokens": tokens}
+        return self._plan.make.stage("imatrix", self._size(variant), {}, {}, inputs, (), needs=Needs((LLAMACPP,)))
+
+
+def _held(metric: Metric) -> dict[str, str]:
+    """What this machine holds a scoring command in: where it allows something else, both arms are scored anew."""
+    held = metric.held_in() if isinstance(metric, Items) else None
+    return {"held_in": held} if held is not None else {}
 
 
 def _arms(name: str, baseline: Baseline, evaluate: dict[str, Stage], timed: Stage | None) -> dict[str, Stage]:

@@ -24,23 +24,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantize import load_checks
+from quantize import coverage, load_checks
 from quantize.artifact import ModelFacts
 from quantize.attempts import Ledger, basis
 from quantize.benchmark import effort
-from quantize.device import Device
+from quantize.device import Device, gpus
 from quantize.evidence import Spending, of_eval
 from quantize.gates import GateConfig, NonInferiority
-from quantize.leakage import overlaps, seen_hashes
-from quantize.methods import Gguf
+from quantize.leakage import seen_hashes
+from quantize.methods import Existing, Gguf
+from quantize.metrics import Items
+from quantize.overlap import leaked
 from quantize.plan import Plan, Stage
 from quantize.protocols import Metric
 from quantize.readiness import readiness
 from quantize.recipe import Recipe, Variant
-from quantize.scheme import Scheme
+from quantize.sharing import at_once, share_of_threads
 from quantize.store import Store
 
-__all__ = ["Estimate", "Preflight", "attempts_of", "check", "estimates"]
+__all__ = ["Estimate", "Preflight", "attempts_of", "check", "estimates", "memory_of_stage"]
 
 _CPU_RATE, _GPU_RATE = 6e10, 1e14
 _CPU_BANDWIDTH, _GPU_BANDWIDTH = 1e10, 1e12
@@ -79,24 +81,32 @@ def check(
     attempts: Mapping[str, int] | None = None,
     *,
     environments: bool = True,
+    release: bool = True,
 ) -> Preflight:
     """Look for what would make a run fail late or decide nothing. `attempts` by variant; the first where not known.
 
-    Without `environments`, missing ones are no problem: they are going to be made.
+    Without `environments`, missing ones are no problem: they are going to be made. Without `release`, the place that
+    weights go to is not asked whether it takes them.
     """
-    problems: list[str] = []
-    notes: list[str] = [f"not known before fetching: {what}" for what in facts.unknown]
+    problems = recipe.model.problems(facts)
+    notes = [*recipe.model.notes(facts), *(f"not known before fetching: {what}" for what in facts.unknown)]
     for variant in variants:
-        found = variant.method.problems(variant.resolved_scheme(), facts)
-        told = variant.method.notes(variant.resolved_scheme(), facts) if isinstance(variant.method, Gguf) else []
+        found, said = coverage.check(variant, facts)
+        for part, narrowed in coverage.asked(variant, facts):
+            found += variant.method.problems(part, narrowed)
+        notes += [f"variants.{variant.name}: {note}" for note in said]
+        told = []
+        if isinstance(variant.method, Existing | Gguf):
+            told = variant.method.notes(variant.resolved_scheme(), facts)
         notes += [f"variants.{variant.name}: {note}" for note in told]
         problems += [f"variants.{variant.name}: {problem}" for problem in found]
-    lacking, remarks = readiness(recipe, device, variants, environments=environments)
-    problems += lacking
-    notes += remarks
-    unmeasurable, remarks = load_checks.check(recipe, facts, variants)
-    problems += unmeasurable
-    notes += remarks
+    looks = (
+        coverage.of_model(facts, variants, [recipe.engine_of(variant) for variant in variants]),
+        readiness(recipe, device, variants, environments=environments),
+        load_checks.check(recipe, facts, variants),
+    )
+    problems += [problem for found, _ in looks for problem in found]
+    notes += [note for _, said in looks for note in said]
     for gate in (gate for gate in recipe.gates if of_eval(gate.metric)):
         absent = _no_slice(recipe, gate)
         problems += absent
@@ -106,15 +116,22 @@ def check(
             notes += [] if few else _power(recipe, gate)
     problems += [] if problems else _tried_out(recipe, variants, attempts or {})
     problems += _overlap(recipe, variants)
+    problems += _without_template(recipe, facts)
+    problems += [
+        f"evals.{metric.name}.scorer: {what}"
+        for metric in recipe.evals
+        if isinstance(metric, Items) and (what := metric.lacking()) is not None
+    ]
     problems += _store_problems(
         store, sum(_disk(variant, facts) or 0 for variant in variants) + _whole(variants, facts)
     )
-    memory = _memory(facts, device)
+    problems += recipe.registry.problems() if release else []
+    memory = memory_of_stage(facts, device)
     if memory is not None and device.memory is not None and memory > device.memory:
         notes.append(
             f"a stage needs about {memory / 1e9:.0f} GB of memory and {device.name} has {device.memory / 1e9:.0f} GB"
         )
-    return Preflight(tuple(problems), tuple(notes))
+    return Preflight(tuple(problems), (*notes, *_side_by_side(recipe, device)))
 
 
 def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
@@ -125,7 +142,7 @@ def estimates(plan: Plan, facts: ModelFacts, store: Store) -> list[Estimate]:
         cached = store.find(stage.kind, stage.key) is not None
         measured = seen.get((stage.kind, stage.name))
         seconds = measured if measured is not None else _seconds(stage, plan, facts)
-        memory = _memory(facts, plan.device) if stage.kind in _LOADS else None
+        memory = memory_of_stage(facts, plan.device) if stage.kind in _LOADS else None
         disk = None
         if stage.kind == "quantize":
             disk = _disk(next(way.variant for way in plan.variants if way.quantize is stage), facts)
@@ -149,6 +166,17 @@ def attempts_of(plan: Plan, store: Store) -> dict[str, int]:
     return found
 
 
+def _side_by_side(recipe: Recipe, device: Device) -> list[str]:
+    """One sentence where several stages run at once."""
+    several, threads = at_once(recipe.resources, device, gpus()), share_of_threads(recipe.resources, device, gpus())
+    if several == 1:
+        return []
+    each = recipe.resources.threads or threads
+    return [
+        f"up to {several} stages run side by side, with {each} CPU thread{'s' * (each != 1)} each; benchmarks alone"
+    ]
+
+
 def _store_problems(store: Path, need: float) -> list[str]:
     existing = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -156,7 +184,8 @@ def _store_problems(store: Path, need: float) -> list[str]:
         return [f"{store}: {reason} {existing}: choose another store with --store"]
     free = shutil.disk_usage(existing).free
     if need > free:
-        return [f"{store}: the variants need about {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"]
+        mend = "make room with `quantize gc`, or choose another store with --store"
+        return [f"{store}: the variants need about {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: {mend}"]
     return []
 
 
@@ -250,42 +279,39 @@ def _power(recipe: Recipe, gate: NonInferiority) -> list[str]:
 
 
 def _overlap(recipe: Recipe, variants: tuple[Variant, ...]) -> list[str]:
-    """One sentence an eval whose texts are in the calibration data."""
-    calibration = recipe.calibration
-    calibrated = any(variant.method.calibrated for variant in variants)
-    if calibration is None or calibration.allow_overlap or not calibrated:
+    """One sentence an eval whose texts are in the calibration data, as far as that is at hand."""
+    if recipe.calibration is None or not any(variant.calibrated for variant in variants):
         return []
-    seen = seen_hashes(calibration.texts())
-    problems = []
-    for metric in recipe.evals:
-        asked = [(str(number), text) for number, text in enumerate(metric.texts(), 1)]
-        found = overlaps(asked, seen)
-        if found:
-            problems.append(
-                f"calibration: its data holds {len(found)} of the {len(asked)} texts of the eval {metric.name!r}, "
-                f"number {found[0]} first: the variant would have seen the examination. Take them out of one of the "
-                "two, or set calibration.allow_overlap: true"
-            )
-    return problems
+    return leaked(recipe, seen_hashes(recipe.calibration.texts()) if not recipe.calibration.allow_overlap else [])
 
 
-def _memory(facts: ModelFacts, device: Device) -> float | None:
+def _without_template(recipe: Recipe, facts: ModelFacts) -> list[str]:
+    """One sentence for what talks to a model which has no chat template: evals, and the calibration data."""
+    if facts.chat is not False:
+        return []
+    found = []
+    if recipe.calibration is not None and recipe.calibration.chats():
+        found.append(
+            "calibration: its documents are conversations (`messages`), and the model has no chat template. Give them "
+            "as `text`, or the model a chat_template.jinja"
+        )
+    return found + [
+        f"evals.{metric.name}: its items are conversations (`messages`), and the model has no chat template. Give them "
+        "a `prompt`, or the model a chat_template.jinja"
+        for metric in recipe.evals
+        if isinstance(metric, Items) and metric.chats()
+    ]
+
+
+def memory_of_stage(facts: ModelFacts, device: Device) -> float | None:
+    """Bytes that a stage needs which holds the whole model; None where its size is not known."""
     if facts.parameters is None:
         return None
     return facts.parameters * (4 if device.kind == "cpu" else 2) * 1.3 + _BASE_MEMORY
 
 
 def _disk(variant: Variant, facts: ModelFacts) -> float | None:
-    if facts.linears is None or facts.parameters is None:
-        return None
-    width = 4 if facts.dtype == "float32" else 2
-    scheme: Scheme = variant.resolved_scheme()
-    quantized = total = 0.0
-    for shape, count in facts.linears.items():
-        weights = math.prod(map(int, shape.split("x"))) * count
-        total += weights
-        quantized += weights * scheme.bits_per_weight(int(shape.split("x")[1]), 8 * width) / 8
-    return quantized + (facts.parameters - total) * width
+    return coverage.weight_bytes(variant, facts, 4 if facts.dtype == "float32" else 2)
 
 
 def _unquantized(facts: ModelFacts) -> float | None:
@@ -294,7 +320,7 @@ def _unquantized(facts: ModelFacts) -> float | None:
 
 def _whole(variants: tuple[Variant, ...], facts: ModelFacts) -> float:
     """Bytes of the unquantized GGUF file that GGUF variants are made from."""
-    return (_unquantized(facts) or 0) if any(variant.method.format == "gguf" for variant in variants) else 0
+    return (_unquantized(facts) or 0) if any(isinstance(variant.method, Gguf) for variant in variants) else 0
 
 
 def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
@@ -302,8 +328,8 @@ def _seconds(stage: Stage, plan: Plan, facts: ModelFacts) -> float | None:
         return None
     rate = _CPU_RATE if plan.device.kind == "cpu" else _GPU_RATE
     forward = 2.0 * facts.parameters
-    calibration = plan.recipe.calibration
-    tokens = calibration.samples * calibration.tokens_per_sample if calibration is not None else 0
+    calibration = stage.inputs["tokens"].config["calibration"] if "tokens" in stage.inputs else None
+    tokens = calibration["samples"] * calibration["tokens"] if calibration is not None else 0
     if stage.kind == "quantize" and "tokens" in stage.inputs:
         return 3 * forward * tokens / rate + 4.0 * facts.parameters * (facts.hidden_size or 4096) / rate + 10
     if stage.kind == "imatrix":

@@ -11,20 +11,24 @@ import yaml
 
 from quantize.errors import RecipeError
 
-__all__ = ["Locator", "describe", "nearest"]
+__all__ = ["Locator", "Place", "describe", "nearest"]
 
 _TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 Place = tuple[str | int, ...]
 
 
 class Locator:
-    """Knows the line of every key of a YAML text, and which values came from the command line instead."""
+    """Knows file and line of every key of a YAML text, and which values came from the command line instead.
+
+    `files` are the text's own, and those that it was laid over.
+    """
 
     def __init__(self, path: Path, text: str) -> None:
         self._path = path
         self._text = text
-        self._lines: dict[Place, int] = {}
+        self._lines: dict[Place, str] = {}
         self._flags: dict[Place, str] = {}
+        self.files: tuple[Path, ...] = (path,)
         self.problems: list[str] = []
 
     def data(self) -> dict[str, Any]:
@@ -62,25 +66,42 @@ class Locator:
             if place[:length] in self._flags:
                 return f"{self._flags[place[:length]]} ({dotted})"
             if place[:length] in self._lines:
-                return f"{self._path}:{self._lines[place[:length]]} {dotted}".rstrip()
+                return f"{self._lines[place[:length]]} {dotted}".rstrip()
         return f"{self._path}:1 {dotted}".rstrip()
 
+    def lie_over(self, below: Locator, replaced: list[Place]) -> None:
+        """Take up what stands in another file below this one, but for what was `replaced`."""
+        kept = {
+            place: line
+            for place, line in below._lines.items()
+            if not any(place[: len(gone)] == gone for gone in replaced)
+        }
+        self._lines = {**kept, **self._lines}
+        self.files = (*self.files, *(file for file in below.files if file not in self.files))
+        self.problems = [*self.problems, *below.problems]
+
     def in_order(self, problems: list[str]) -> list[str]:
-        """Problems as a reader meets them in the file; those of the command line first."""
-        numbers = [problem.removeprefix(f"{self._path}:").partition(" ")[0].rstrip(":") for problem in problems]
-        order = sorted(range(len(problems)), key=lambda i: int(numbers[i]) if numbers[i].isdigit() else 0)
-        return [problems[i] for i in order]
+        """Problems as a reader meets them, file by file; those of the command line first."""
+
+        def place(problem: str) -> tuple[int, int]:
+            for index, file in enumerate(self.files):
+                line = problem.removeprefix(f"{file}:").partition(" ")[0].rstrip(":")
+                if line.isdigit():
+                    return index, int(line)
+            return 0, 0
+
+        return sorted(problems, key=place)
 
     def _walk(self, node: yaml.Node, place: Place, within: tuple[int, ...] = ()) -> None:
-        self._lines.setdefault(place, node.start_mark.line + 1)
+        self._lines.setdefault(place, f"{self._path}:{node.start_mark.line + 1}")
         if id(node) in within:
             raise RecipeError([f"{self.where(place)}: the value contains itself"])
         within = (*within, id(node))
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 child = (*place, str(key.value))
-                line = key.start_mark.line + 1
-                at = f"{self._path}:{line} {'.'.join(map(str, child))}"
+                line = f"{self._path}:{key.start_mark.line + 1}"
+                at = f"{line} {'.'.join(map(str, child))}"
                 if child in self._lines:
                     self.problems.append(f"{at}: the key is given twice")
                 if key.tag not in _TEXT_KEYS:
@@ -111,6 +132,8 @@ def describe(problem: Mapping[str, Any], data: Any, locator: Locator, schema: di
     if kind == "literal_error":
         allowed = str(context["expected"]).replace("'", "").replace(" or ", ", ")
         return f"{locator.where(place)}: {problem['input']!r} is not known here: it is one of {allowed}"
+    if kind == "inconsistent" and message.startswith("the key "):
+        place = loc  # of a key that is not there
     text = message.removeprefix("Value error, ")
     return f"{locator.where(place)}: {text[:1].lower() + text[1:] if not text.startswith(('W', 'F')) else text}"
 

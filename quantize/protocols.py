@@ -9,10 +9,12 @@ packages never import each other: what one needs from another is handed to it by
     Method     checkpoint + token ids       -> a quantized checkpoint
     Engine     checkpoint                   -> a session that answers
     Metric     session, look by look        -> rows and measurements; two arms' rows -> pairs and comparisons
+    Scorer     generated answers            -> scores (`scoring.py`)
     Traffic    server or session, requests  -> when each was sent and each token came
     Gate       evidence and pairs           -> finding
     Executor   stage                        -> a process that commits it
-    Registry   decisions                    -> versions and aliases that consumers load
+    Notifier   decisions                    -> somebody is told
+    Registry   decisions                    -> versions and aliases that consumers load (`registry.py`)
 
 Token ids are int64, logits float32. "Checkpoint" is a Hugging Face directory with safetensors weights.
 """
@@ -25,43 +27,26 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from quantize.artifact import ModelFacts
 from quantize.evidence import ArmMeasurements, Comparison, Evidence, Spending
-from quantize.handed import (
-    EvaluateJob,
-    Host,
-    Progress,
-    QuantizeJob,
-    Row,
-    Session,
-    StageSpec,
-    TargetRule,
-    Trade,
-    VersionState,
-)
+from quantize.handed import Drawn, EvaluateJob, Host, Progress, QuantizeJob, Row, Session, StageSpec
 from quantize.scheme import Scheme
 from quantize.served import Arrivals, Request, Sent, Service, TimedSession
-from quantize.verdict import Decision, Finding
+from quantize.verdict import Finding
 
 if TYPE_CHECKING:
-    import torch
-
     from quantize.stats.pairs import Pairs
 
 __all__ = [
-    "MANIFEST_FILE",
     "Calibrator",
     "Engine",
     "Executor",
     "Gate",
     "Method",
     "Metric",
-    "Registry",
+    "Notifier",
     "Sender",
     "Source",
     "Traffic",
 ]
-
-#: The list of a version's files with their sha256, logged beside them.
-MANIFEST_FILE = "quantize-manifest.json"
 
 
 class Source(Protocol):
@@ -70,8 +55,30 @@ class Source(Protocol):
     @property
     def kind(self) -> str: ...
 
+    @property
+    def online(self) -> bool:
+        """Whether it asks the hub."""
+        ...
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose version changes the bytes that come out."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What goes into the key: a commit or digests, never a path. May ask the hub, once; raises SourceError."""
+        ...
+
+    def pinned(self, identity: dict[str, Any]) -> "Source":
+        """The same at the commits of its identity: a branch may move between the plan and the fetch."""
+        ...
+
+    def problems(self, facts: ModelFacts) -> list[str]:
+        """Why the model that these are facts of cannot be a recipe's, each with what would do."""
+        ...
+
+    def notes(self, facts: ModelFacts) -> list[str]:
+        """What the baseline means, where that is not simply the files as they are."""
         ...
 
     def facts(self) -> ModelFacts:
@@ -84,26 +91,55 @@ class Source(Protocol):
 
 
 class Calibrator(Protocol):
-    """Where calibration tokens come from."""
+    """Where calibration tokens come from: `samples` rows of `tokens_per_sample` tokens at most."""
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def tokens_per_sample(self) -> int: ...
+
+    @property
+    def even(self) -> bool:
+        """True where every row has `tokens_per_sample` tokens."""
+        ...
 
     @property
     def allow_overlap(self) -> bool:
         """True where the recipe says that eval items may be among the texts."""
         ...
 
+    @property
+    def online(self) -> bool:
+        """True where `draw` asks the hub."""
+        ...
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose version changes the tokens that come out."""
+        ...
+
     def identity(self) -> dict[str, Any]:
-        """What goes into the key: the config and the digests of the files it reads."""
+        """What goes into the key: the config, digests of files, commits. May ask the hub, once; raises DataError."""
+        ...
+
+    def pinned(self) -> "Calibrator":
+        """The same with each revision as the commit that the key was made from."""
         ...
 
     def texts(self) -> list[str]:
-        """The documents that tokens are drawn from; empty where the model writes them itself."""
+        """The documents that are at hand before anything runs: none where they are written, or fetched, by then."""
         ...
 
-    def tokens(self, checkpoint: Path, device: str, progress: Progress) -> "torch.Tensor":
-        """Int64 token ids of shape (samples, tokens), every row full: no padding."""
+    def chats(self) -> bool:
+        """True where a document that is at hand is a conversation, which takes a chat template."""
+        ...
+
+    def draw(self, checkpoint: Path, device: str, progress: Progress) -> Drawn:
+        """The rows. Raises DataError for what cannot be read, and where it is too little."""
         ...
 
 
@@ -324,75 +360,36 @@ class Executor(Protocol):
         """Return when the stage is committed. Raises StageFailed with the log's tail, or Interrupted.
 
         `lease` is the file descriptor of the stage's lock; the process inherits it, so that the lock outlives the
-        driver.
+        driver. Several threads may be in it at once, each with a stage of its own.
         """
         ...
 
+    def stop(self) -> None:
+        """End every stage that another thread is at, and return when all have ended; no stage starts any more."""
+        ...
 
-class Registry(Protocol):
-    """Versions, aliases and the record of runs: primitives only; `release.py` decides what to do with them."""
+
+class Notifier(Protocol):
+    """Who is told what was decided."""
 
     @property
     def kind(self) -> str: ...
 
     @property
-    def name(self) -> str: ...
-
-    @property
-    def targets(self) -> Mapping[str, TargetRule]:
-        """Deployment targets by alias."""
+    def on(self) -> Sequence[str]:
+        """What it is told of."""
         ...
 
     @property
-    def trade(self) -> "Trade | None":
-        """How much quality a smaller candidate may cost the champion that it replaces; None: no more than a gate."""
+    def shown(self) -> str:
+        """How it is spoken of in a log: without what must not be known."""
         ...
 
-    def versions(self) -> list[VersionState]:
-        """All versions of the registered model, oldest first; empty where it does not exist yet."""
+    @property
+    def secrets(self) -> Sequence[str]:
+        """Texts of its settings that no copy of the recipe may hold."""
         ...
 
-    def aliases(self) -> dict[str, str]:
-        """Alias -> version."""
-        ...
-
-    def publish(self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
-        """Create a version from a checkpoint's files and, beside them, `manifest` as MANIFEST_FILE."""
-        ...
-
-    def set_alias(self, alias: str, version: str) -> None:
-        """Move an alias and read it back. Raises RegistryError when the read-back differs."""
-        ...
-
-    def tag(self, version: str, tags: dict[str, str]) -> None:
-        """Set tags (without prefix) on a version."""
-        ...
-
-    def start_run(self, name: str, parent: str | None, tags: dict[str, str]) -> str:
-        """Open a run in the base model's experiment; returns its id."""
-        ...
-
-    def log(
-        self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: Mapping[str, Sequence[Path]]
-    ) -> None:
-        """Log to a run. `files` maps a directory of the run's artifacts to the files that go there."""
-        ...
-
-    def log_decision(self, run_id: str, decision: Decision) -> None:
-        """Log `decision.json` and the tags that reviewers filter by."""
-        ...
-
-    def end_run(self, run_id: str, status: str) -> None:
-        """Close a run: `FINISHED` or `FAILED`."""
-        ...
-
-    def fetch(self, run_id: str, path: str, out: Path) -> Path:
-        """Fetch one logged file of a run, or a folder of them, into the folder `out`; returns where it lies.
-
-        Raises DataError where the run holds no such thing, RegistryError where nobody answers.
-        """
-        ...
-
-    def download(self, version: str, out: Path) -> None:
-        """Fetch exactly the files of a version into `out`."""
+    def send(self, document: str, facts: Mapping[str, str]) -> None:
+        """Deliver a JSON document; `facts` are environment variables. Raises QuantizeError, with no secret in it."""
         ...

@@ -6,27 +6,27 @@ the one that was evaluated. So neither the registry's files nor the way from the
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from quantize.artifact import FileEntry, files_digest
+from quantize.claims import listed_files
 from quantize.errors import RegistryError, UsageError
-from quantize.handed import VersionState
+from quantize.handed import Progress, silent
 from quantize.handover import fetch_serving
 from quantize.promotion import alias_map
-from quantize.protocols import MANIFEST_FILE, Registry
 from quantize.record import file_sha256
+from quantize.registry import MANIFEST_FILE, Registry, VersionState
 from quantize.store import writing
 
 __all__ = ["pull"]
 
 
-def pull(registry: Registry, alias_or_version: str, out: Path) -> VersionState:
+def pull(registry: Registry, alias_or_version: str, out: Path, progress: Progress = silent) -> VersionState:
     """Fetch the files behind an alias or a version number into `out`, each verified, and their list beside them.
 
-    With them come, in `serving/`, the files that say how to serve it.
+    With them come, in `serving/`, the files that say how to serve it. `progress` is told of weights that lie elsewhere.
 
     `out` is new or empty, and appears only when all of it is there and right. Raises RegistryError for what is not as
     it was judged, UsageError for an `out` that holds something.
@@ -51,7 +51,7 @@ def pull(registry: Registry, alias_or_version: str, out: Path) -> VersionState:
         raise UsageError(f"cannot be made ({error.strerror}).", where=str(out), fix="Name another.") from error
     try:
         fetched = scratch / "files"
-        registry.download(version.version, fetched)
+        registry.download(version.version, fetched, progress)
         _verify(fetched, version, registry)
         fetch_serving(registry, version, fetched)
         with writing(out):
@@ -69,9 +69,7 @@ def _verify(directory: Path, version: VersionState, registry: Registry) -> None:
     if files_digest(entries) != version.artifact_digest:
         raise RegistryError("its list of files is not the one that was judged.", where=where, fix=mend)
     for entry in entries:
-        path = directory / PurePosixPath(entry.path)
-        if ".." in PurePosixPath(entry.path).parts or PurePosixPath(entry.path).is_absolute():
-            raise RegistryError(f"its list of files names {entry.path!r}.", where=where, fix=mend)
+        path = directory / entry.path
         if not path.is_file() or path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
             raise RegistryError(f"{entry.path} is not the file that was judged.", where=where, fix=mend)
     found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
@@ -82,9 +80,6 @@ def _verify(directory: Path, version: VersionState, registry: Registry) -> None:
 
 def _entries(listing: Path, where: str) -> list[FileEntry]:
     try:
-        rows = json.loads(listing.read_text(encoding="utf-8"))["files"]
-        return [FileEntry.model_validate(row) for row in rows]
+        return listed_files(listing.read_text(encoding="utf-8"), where)
     except FileNotFoundError:
         raise RegistryError(f"it has no {MANIFEST_FILE}: quantize did not make it.", where=where) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"its {MANIFEST_FILE} cannot be read.", where=where, fix="Do not use it.") from error

@@ -1,110 +1,66 @@
 """Recipes: YAML in, a closed and validated value out, every problem with its file and line.
 
 A recipe is read three times over one text: as nodes (for line numbers and duplicate keys), as plain data
-(`yaml.safe_load`, with `--set` applied), and as the `Recipe` model that the rest of the program sees. Relative `path`s
+(`yaml.safe_load`, with `--set` applied), and as the `Recipe` model that the rest of the program sees. A recipe may
+`include` others (`including`). Relative `path`s
 are relative to the recipe's own directory; those given by `--set` to the current one.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from dataclasses import dataclass, replace
+import functools
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from quantize import __version__
 from quantize.benchmark.config import Benchmark
-from quantize.calibrators import CalibratorConfig
+from quantize.calibrators import CalibratorConfig, sized
 from quantize.consistency import inconsistencies
 from quantize.engines import ENGINES_BY_FORMAT, EngineConfig, Transformers
 from quantize.errors import RecipeError
 from quantize.evidence import Spending
 from quantize.gates import GateConfig, ServiceLevel
-from quantize.methods import MethodConfig
+from quantize.including import PATH_KEYS, read, resolve_paths
 from quantize.metrics import MetricConfig
+from quantize.notices import NoticeConfig
 from quantize.problems import Locator, describe
 from quantize.record import Record, digest
-from quantize.registries import RegistryConfig, alias_problem
-from quantize.scheme import Scheme, preset
+from quantize.registries import RegistryConfig, public
 from quantize.sources import SourceConfig
+from quantize.variant import Name, Variant
 
-__all__ = ["EarlyStopping", "LoadedRecipe", "Recipe", "Resources", "Variant", "json_schema", "load"]
+__all__ = ["EarlyStopping", "LoadedRecipe", "Recipe", "Releasing", "Resources", "Variant", "json_schema", "load"]
 
+#: The one version of recipes that there is: it is raised when an old recipe would mean something else.
+VERSION: Literal[1] = 1
 SCHEMA_URL = "recipe.schema.json"
-_PATH_KEYS = frozenset({"path", "include_path"})
-#: The key of a mapping whose values are all paths.
-_ENVIRONMENTS = "environments"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
-
-
-def _is_name(value: str) -> str:
-    if not _NAME.match(value) or ".." in value:
-        raise ValueError(f"{value!r} is not a name: use lower-case letters, digits, '.', '_' and '-', 63 at most")
-    return value
-
-
-def _is_variant_name(value: str) -> str:
-    problem = alias_problem(_is_name(value))
-    if problem:
-        raise ValueError(problem)
-    return value
-
-
-def _is_preset(value: str) -> str:
-    preset(value)
-    return value
-
-
-Name = Annotated[str, AfterValidator(_is_name)]
-VariantName = Annotated[str, AfterValidator(_is_variant_name)]
-
-
-class Variant(Record):
-    """One compressed model: a scheme (which numbers) and a method (how they are found)."""
-
-    name: VariantName
-    scheme: Annotated[str, AfterValidator(_is_preset)]
-    method: MethodConfig
-    engine: Annotated[
-        EngineConfig | None, Field(description="What serves it; unset: what its format needs, else the recipe's.")
-    ] = None
-    group_size: Annotated[int | None, Field(gt=0, description="Overrides the preset's group size.")] = None
-    ignore: Annotated[tuple[str, ...], Field(description="Modules left alone, by name or `re:` pattern.")] = (
-        "lm_head",
-    )
-    force: Annotated[
-        bool, Field(description="Run it although `plan` knows that it will not load here; it ends in its proof.")
-    ] = False
-
-    def resolved_scheme(self) -> Scheme:
-        """The preset with this variant's group size."""
-        scheme = preset(self.scheme)
-        return scheme if self.group_size is None else replace(scheme, group_size=self.group_size)
-
-    @model_validator(mode="after")
-    def _gguf_names_tensors(self) -> Variant:
-        if self.method.kind == "gguf" and "ignore" in self.model_fields_set and self.ignore != ("lm_head",):
-            raise ValueError("ignore has no meaning for GGUF: name the types of tensors with method.tensor_types")
-        return self
-
-    @model_validator(mode="after")
-    def _group_size_needs_groups(self) -> Variant:
-        if self.group_size is not None and preset(self.scheme).strategy != "group":
-            raise ValueError(
-                f"group_size has no meaning for {self.scheme}: its scales are per {preset(self.scheme).strategy}"
-            )
-        return self
+_INCLUDE = "include"
+_INCLUDED = "Files of recipes that lie below this one: mappings are merged, anything else is replaced."
 
 
 class Resources(Record):
-    """What stages may use. `device`: `auto` takes the first CUDA device if there is one, else the CPU."""
+    """What stages may use. `device`: `auto` takes the CUDA devices if there are any, else the CPU.
+
+    Only `device` and `threads` are part of keys: where a stage ran, and beside which others, changes none.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int | None, Field(ge=1, description="CPU threads of a stage; unset: all cores.")] = None
+    threads: Annotated[
+        int | None, Field(ge=1, description="CPU threads of a stage; unset: all cores, shared by stages side by side.")
+    ] = None
+    stages: Annotated[int | None, Field(ge=1, description="Stages at once; unset: one for each GPU, one on a CPU.")] = (
+        None
+    )
+    memory_gb: Annotated[
+        float | None, Field(gt=0, description="Host memory for stages side by side, in GB; unset: the machine's.")
+    ] = None
 
 
 class EarlyStopping(Record):
@@ -116,6 +72,16 @@ class EarlyStopping(Record):
     enabled: bool = True
     look: Annotated[int, Field(ge=8, le=4096, description="Items between two looks at the gates.")] = 48
     share: Annotated[float, Field(gt=0, lt=1, description="Share of alpha that pays for an early pass.")] = 0.2
+
+
+class Releasing(Record):
+    """What a release waits for and whom it tells. No part of any stage's key.
+
+    `require_approval` keeps a variant that passes as candidate until a person promotes it; `notify` is told afterwards.
+    """
+
+    require_approval: bool = False
+    notify: list[NoticeConfig] = Field(default_factory=list)
 
 
 class Recipe(Record):
@@ -142,11 +108,18 @@ class Recipe(Record):
     benchmark: Annotated[Benchmark | None, Field(description="Latency under load, of what passes its evals.")] = None
     noise_floor: bool = True
     confirmation: Annotated[str | None, Field(description="An eval that only passing variants are shown.")] = None
+    release: Annotated[Releasing, Field(description="Approval by a person, and who is told.")] = Releasing()
     seed: Annotated[int, Field(ge=0)] = 0
 
     def engine_of(self, variant: Variant) -> EngineConfig:
         """What serves a variant: its own engine, else the one that its format needs, else the recipe's."""
         return variant.engine or ENGINES_BY_FORMAT.get(variant.method.format, self.engine)
+
+    def calibration_of(self, variant: Variant) -> CalibratorConfig | None:
+        """Where a variant's tokens come from, at its own size; None where it looks at none."""
+        if self.calibration is None or not variant.calibrated:
+            return None
+        return sized(self.calibration, variant.calibration) if variant.calibration is not None else self.calibration
 
     def gates_of(self, variant: str) -> list[GateConfig]:
         """The gates that judge a variant: a target's service level counts for what the target may draw from."""
@@ -200,7 +173,10 @@ def _again(problem: ErrorDetails) -> InitErrorDetails:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe, the text it came from, and the digest of its data before paths were made absolute."""
+    """A recipe, the text it came from, and the digest of its data before paths were made absolute.
+
+    In the text the addresses of webhooks are hidden: copies of it go where others read.
+    """
 
     recipe: Recipe
     path: Path
@@ -211,20 +187,15 @@ class LoadedRecipe:
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
     """Read and validate a recipe. Raises RecipeError with all its problems, each with file:line and a mend."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f" There are {', '.join(near)}." if near else ""
-        raise RecipeError([f"{path}: there is no such recipe.{hint}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot be read as UTF-8 text ({error})."]) from None
-    locator = Locator(path, text)
-    data = locator.data()
+    text, data, locator = read(path)
+    if len(locator.files) > 1:
+        origin = ", ".join(str(file) for file in locator.files)
+        text = f"# Merged by quantize from {origin}\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}"
     for override in overrides:
         _override(data, override, locator)
+    _check_version(data, locator)
     as_written = copy.deepcopy(data)
-    _resolve_paths(data, path.absolute().parent)
+    resolve_paths(data, path.absolute().parent)
     problems = list(locator.problems)
     try:
         recipe = Recipe.model_validate(data)
@@ -233,18 +204,55 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> LoadedRecipe:
         problems += [describe(problem, data, locator, schema) for problem in error.errors()]
     if problems:
         raise RecipeError(locator.in_order(problems))
-    return LoadedRecipe(recipe, path, text, digest(as_written), overrides)
+    return LoadedRecipe(recipe, path, _without_secrets(path, text, recipe), digest(as_written), overrides)
 
 
+def _check_version(data: dict[str, Any], locator: Locator) -> None:
+    """Raise RecipeError, before anything else is told, for a recipe that another program's rules are meant for."""
+    version = data.get("version")
+    if not isinstance(version, int) or version == VERSION:
+        return
+    newer = f"a newer quantize reads it: upgrade (this is {__version__}), or write it for version {VERSION}"
+    mend = newer if version > VERSION else f"there never was one: write `version: {VERSION}`"
+    where = locator.where(("version",))
+    raise RecipeError([f"{where}: this recipe is of version {version} and this program reads {VERSION}; {mend}"])
+
+
+def _without_secrets(path: Path, text: str, recipe: Recipe) -> str:
+    """The text with the addresses of webhooks hidden. Raises RecipeError for one that cannot be found to be hidden.
+
+    Also for a registry's name and password: they belong into the environment.
+    """
+    address = recipe.registry.uri or ""
+    if public(address) != address:
+        problem = "an address holds no credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        raise RecipeError([f"{path}: registry.uri: {problem}"])
+    hidden = text
+    for notifier in recipe.release.notify:
+        for secret in notifier.secrets:
+            hidden = hidden.replace(secret, "https://hidden/...")
+            if secret in yaml.safe_dump(yaml.safe_load(hidden), width=math.inf, allow_unicode=True):
+                problem = "write the url plainly, in one line, or take url_env: copies of the recipe hide it"
+                raise RecipeError([f"{path}: release.notify: {problem}"])
+    return hidden
+
+
+@functools.cache
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe, for editors and for other programs."""
+    """The JSON Schema of a recipe, for editors and for other programs. Read only."""
     schema = Recipe.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "quantize recipe", **schema}
+    files = {"type": "array", "items": {"type": "string"}, "title": "Include", "description": _INCLUDED}
+    schema["properties"][_INCLUDE] = files
+    # What a file that includes others does not say itself, they may.
+    whole = {"if": {"required": [_INCLUDE]}, "else": {"required": schema.pop("required")}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "quantize recipe", **schema, **whole}
 
 
 def _override(data: dict[str, Any], override: str, locator: Locator) -> None:
     """Apply one `a.b.0.c=value`; list items are named by index or by their `name`."""
     address, equals, raw = override.partition("=")
+    if address.partition(".")[0] == _INCLUDE:
+        raise RecipeError([f"--set {override}: files are included before --set is looked at: write it into the recipe"])
     if not equals or not address:
         raise RecipeError([f"--set {override}: write it as key=value, for example variants.0.group_size=64"])
     try:
@@ -264,7 +272,7 @@ def _override(data: dict[str, Any], override: str, locator: Locator) -> None:
         node = node[step]
     step = _step(node, last, override)
     node[step] = value
-    _resolve_paths(node if step in _PATH_KEYS else value, Path.cwd())
+    resolve_paths(node if step in PATH_KEYS else value, Path.cwd())
     locator.overridden((*place, step), flag)
 
 
@@ -280,19 +288,3 @@ def _step(node: Any, part: str, override: str) -> str | int:
         known = ", ".join(str(name if name is not None else index) for index, name in enumerate(names)) or "none"
         raise RecipeError([f"--set {override}: the list has no item {part!r} (it has {known})"])
     raise RecipeError([f"--set {override}: {part!r} is below a plain value"])
-
-
-def _resolve_paths(node: Any, base: Path) -> None:
-    """Make every relative path below `node` absolute, in place."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in _PATH_KEYS and isinstance(value, str):
-                node[key] = str(base / Path(value).expanduser())
-            elif key == _ENVIRONMENTS and isinstance(value, dict):
-                for name, place in value.items():
-                    value[name] = str(base / Path(place).expanduser()) if isinstance(place, str) else place
-            else:
-                _resolve_paths(value, base)
-    elif isinstance(node, list):
-        for item in node:
-            _resolve_paths(item, base)

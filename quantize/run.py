@@ -2,30 +2,37 @@
 
 The driver never imports torch. A variant whose stage fails is decided as an error and the others go on; only what all
 variants need (the model, its calibration, the baseline's evals) ends the run.
+
+Each variant's way is a task, and each stage that variants have in common. Done in turn, they are done in the order of
+the plan; side by side (`sharing`), a stage waits for what it reads, then for its share of the machine, and the verdicts
+are the same.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 
 from quantize import __version__, faults
 from quantize.actor import actor
 from quantize.artifact import Manifest
 from quantize.attempts import Ledger, basis, note
+from quantize.crew import Crew, InTurn, SideBySide
 from quantize.errors import StageFailed, StoreError
 from quantize.evidence import Evidence, with_memory
 from quantize.gates import Limit
-from quantize.handed import StageSpec
-from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
+from quantize.in_common import InCommon
+from quantize.plan import Measured, Plan, Stage, VariantPlan
 from quantize.protocols import Executor
 from quantize.recipe import LoadedRecipe
 from quantize.record import digest
 from quantize.run_record import RESOLVED, RunRecord, VariantRecord, read_record
 from quantize.seal import seal, withdraw
+from quantize.sharing import Sharing
+from quantize.stage_runs import StageRuns, Trail
 from quantize.store import Store, read_manifest, verify_directory, writing
 from quantize.verdict import Finding, Outcome, Verdict
 from quantize.watcher import Watcher
@@ -47,9 +54,22 @@ class _Attempt:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A variant on its way: the keys of what it came to, by the names that the record gives them."""
+
+    way: VariantPlan
+    trail: Trail
+    keys: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Runner:
-    """One run of one plan in one store. `ledger` knows the attempts before it."""
+    """One run of one plan in one store. `ledger` knows the attempts before it.
+
+    Without `counting` it makes none: what serves already is measured again, and nothing is chosen by it. Without
+    `sharing`, or where one stage at once is all there is room for, stages run one after the other.
+    """
 
     loaded: LoadedRecipe
     plan: Plan
@@ -57,9 +77,11 @@ class Runner:
     executor: Executor
     watcher: Watcher
     ledger: Ledger = field(default_factory=Ledger)
-    ran: list[str] = field(default_factory=list)
-    reused: list[str] = field(default_factory=list)
+    counting: bool = True
+    sharing: Sharing | None = None
     _failed: dict[str, StageFailed] = field(default_factory=dict)
+    _trails: list[Trail] = field(default_factory=list)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.started = datetime.now(UTC)
@@ -67,6 +89,10 @@ class Runner:
         stamp = self.started.strftime("%Y%m%dT%H%M%S.%f")
         self.name = f"{self.plan.recipe.name}-{stamp}p{os.getpid()}"
         self.directory = self.store.root / "runs" / self.name
+        if self.sharing is not None and self.sharing.capacity.stages == 1:
+            self.sharing = None
+        self._stages = StageRuns(self.store, self.executor, self.watcher, self.directory, self.sharing)
+        self._common = InCommon(self.plan, self.store, self._stages)
 
     def measure(self) -> RunRecord:
         """Run every stage that is not committed; returns the record without decisions, and writes it."""
@@ -76,14 +102,10 @@ class Runner:
             resolved = self.plan.recipe.model_dump_json(indent=1, by_alias=True)
             (self.directory / RESOLVED).write_text(resolved, encoding="utf-8")
         self.watcher.plan(self.plan)
-        self._stage(self.plan.fetch)
-        if self.plan.calibrate is not None:
-            self._stage(self.plan.calibrate)
-        failed = [(baseline.suffix, error) for baseline in self.plan.baselines if (error := self._baseline(baseline))]
-        if len(failed) == len(self.plan.baselines):
-            # No variant can be compared with anything, and none is to blame.
-            raise failed[0][1]
-        records = [self._variant(way, dict(failed).get(way.baseline.suffix)) for way in self.plan.variants]
+        self._trails.append(Trail())
+        fetched = self._stages.run(self.plan.fetch, self._trails[0])
+        variants = self._variants()
+        ran, reused, times = self._stages.passed(self._trails)
         record = RunRecord(
             run=self.name,
             recipe=self.plan.recipe.name,
@@ -95,13 +117,15 @@ class Runner:
             actor=actor(),
             baseline_stages={
                 "fetch": self.plan.fetch.key,
-                **({"calibrate": self.plan.calibrate.key} if self.plan.calibrate is not None else {}),
+                **self.plan.calibrated(),
                 **{label: key for baseline in self.plan.baselines for label, key in baseline.labels().items()},
-                **self._benchmarked(),
+                **self._benchmarked((*ran, *reused)),
             },
-            variants=records,
-            ran=self.ran,
-            reused=self.reused,
+            variants=variants,
+            ran=ran,
+            reused=reused,
+            times=times,
+            remarks=fetched.summary.get("notes", []),
         )
         self.write(record)
         return record
@@ -126,71 +150,91 @@ class Runner:
         if problems:
             raise StoreError(problems[0], fix=f"Remove {directory} and run again: the stage is made anew.")
 
-    def _baseline(self, baseline: Baseline) -> StageFailed | None:
-        """Measure the baseline in one engine; returns why it cannot be."""
-        try:
-            for stage in baseline.stages():
-                summary = self._stage(stage).summary
-                if stage is baseline.prove and summary["outcome"] != "pass":
-                    raise StageFailed(" ".join(summary["sentences"]), where=f"stage {stage.label}")
-                if summary.get("hard_stops"):
-                    stop = summary["hard_stops"][0]
-                    raise StageFailed(f"the baseline's answers are worthless: {stop}", where=f"stage {stage.label}")
-        except StageFailed as error:
-            return error
-        return None
+    def _variants(self) -> list[VariantRecord]:
+        """Every variant's record, in the order of the recipe."""
+        records: dict[str, VariantRecord] = {}
+        crew: Crew = InTurn() if self.sharing is None else SideBySide(self._stop)
+        with crew:
+            for task, trail in self._common.tasks():
+                self._trails.append(trail)
+                crew.spawn(task)
+            for way in self.plan.variants:
+                self._trails.append(Trail())
+                crew.spawn(partial(self._variant, _Walk(way, self._trails[-1]), records))
+        for way in self.plan.variants:
+            # Side by side, a variant may have been judged before its baseline failed.
+            if (lost := self._common.lost(way.baseline)) is not None:
+                records[way.variant.name] = self._record(way, self._error(way, lost), None, {})
+        return [records[way.variant.name] for way in self.plan.variants]
 
-    def _variant(self, way: VariantPlan, without: StageFailed | None) -> VariantRecord:
-        """Make, prove and measure a variant; `without` is why there is no baseline in its engine."""
-        keys: dict[str, str] = {}
-        engine, suffix = way.baseline.engine.kind, way.baseline.suffix
+    def _stop(self) -> None:
+        """End all that is at work; whoever waits for it is told."""
+        self._stages.stop()
+        self._common.stop()
+
+    def _stage(self, stage: Stage, trail: Trail) -> Manifest:
+        """Return the stage's manifest, running it first if nobody has. Waits for what others make of what it reads."""
+        self._common.wait(*stage.inputs.values(), stage)
+        return self._stages.run(stage, trail)
+
+    def _variant(self, walk: _Walk, records: dict[str, VariantRecord]) -> None:
+        """Make, prove and measure a variant, and put down its record."""
+        way = walk.way
+        if self._common.lost(way.baseline) is not None:
+            return
         try:
-            if without is not None:
-                raise without
             for form in way.forms:
-                self._stage(form)
-                keys[form.kind] = form.key
-            made = self._stage(way.quantize)
-            keys["quantize"] = way.quantize.key
-            proof = self._stage(way.prove)
-            keys["prove"] = way.prove.key
+                self._stage(form, walk.trail)
+                walk.keys[form.kind] = form.key
+            made = self._stage(way.quantize, walk.trail)
+            walk.keys["quantize"] = way.quantize.key
+            proof = self._stage(way.prove, walk.trail)
+            walk.keys["prove"] = way.prove.key
             artifact = made.checkpoint_digest()
-            attempt = self.ledger.attempt(list(self._bases(way).values()), artifact)
+            attempt = self._number(way, artifact)
             measured = way.measured(attempt)
             count = 0
             if proof.summary["outcome"] == "pass":
-                count = self._measure(way, measured, _Attempt(artifact, attempt), keys)
-            if count == len(measured.evaluate) and self._under_load(way, measured, keys):
+                count = self._measure(walk, measured, _Attempt(artifact, attempt))
+            if count == len(measured.evaluate) and self._under_load(walk, measured):
                 count += 1
             judge = measured.judges[count]
-            self._stage(judge)
-        except StageFailed as error:
-            verdict, evidence, stages = self._error(way, error), None, keys
-        else:
-            verdict, evidence = self._judged(judge)
+            self._stage(judge, walk.trail)
             own = way.baseline.prove
-            taken = self.store.find("prove", own.key) if own is not None else None
-            evidence = with_memory(evidence, proof.summary, taken.summary if taken is not None else {})
-            stages = {**keys, "judge": judge.key}
+            if own is not None:
+                self._common.wait(own)
+        except StageFailed as error:
+            records[way.variant.name] = self._record(way, self._error(way, error), None, walk.keys)
+            return
+        verdict, evidence = self._judged(judge)
+        taken = self.store.find("prove", own.key) if own is not None else None
+        evidence = with_memory(evidence, proof.summary, taken.summary if taken is not None else {})
+        records[way.variant.name] = self._record(way, verdict, evidence, {**walk.keys, "judge": judge.key})
+
+    def _record(
+        self, way: VariantPlan, verdict: Verdict, evidence: Evidence | None, stages: dict[str, str]
+    ) -> VariantRecord:
         return VariantRecord(
             name=way.variant.name,
             verdict=verdict,
             evidence=evidence,
             decision=None,
             stages=stages,
-            engine=engine,
-            baseline=suffix,
+            engine=way.baseline.engine.kind,
+            baseline=way.baseline.suffix,
         )
 
-    def _measure(self, way: VariantPlan, measured: Measured, attempt: _Attempt, keys: dict[str, str]) -> int:
+    def _measure(self, walk: _Walk, measured: Measured, attempt: _Attempt) -> int:
         """Run one eval after another, as long as the variant may still pass; returns how many were run."""
         confirmation = self.plan.recipe.confirmation
         for count, (name, stage) in enumerate(measured.evaluate.items()):
-            if name == confirmation and not self._so_far(measured, count, ("pass",), keys):
+            if name == confirmation and not self._so_far(walk, measured, count, ("pass",)):
                 return count
-            self._note(way, name, attempt)
-            summary = self._stage(stage).summary
-            keys[f"evaluate.{name}"] = stage.key
+            # Before it counts as an attempt: what it is compared with may fail yet.
+            self._common.wait(*stage.inputs.values())
+            self._note(walk.way, name, attempt)
+            summary = self._stage(stage, walk.trail).summary
+            walk.keys[f"evaluate.{name}"] = stage.key
             stopped = (summary["progressed"] or {}).get("stopped")
             over = bool(summary["hard_stops"]) or stopped in ("fail", "futile")
             limited = any(
@@ -198,45 +242,45 @@ class Runner:
                 for gate in self.plan.recipe.gates
             )
             last = count + 1 == len(measured.evaluate)
-            if not last and (over or (limited and not self._so_far(measured, count + 1, _MAY_PASS, keys))):
+            if not last and (over or (limited and not self._so_far(walk, measured, count + 1, _MAY_PASS))):
                 return count + 1
         return len(measured.evaluate)
 
-    def _under_load(self, way: VariantPlan, measured: Measured, keys: dict[str, str]) -> bool:
+    def _under_load(self, walk: _Walk, measured: Measured) -> bool:
         """Benchmark a variant that has passed all its evals, and before it the baseline; False where there is none."""
-        if measured.benchmark is None or not self._so_far(measured, len(measured.evaluate), ("pass",), keys):
+        if measured.benchmark is None or not self._so_far(walk, measured, len(measured.evaluate), ("pass",)):
             return False
-        own = way.baseline.benchmark
+        own = walk.way.baseline.benchmark
         if own is not None:
-            if own.key in self._failed:
-                raise self._failed[own.key]
-            try:
-                self._stage(own)
-            except StageFailed as error:
-                self._failed[own.key] = error  # not once more for each variant
-                raise
-        self._stage(measured.benchmark)
-        keys["benchmark"] = measured.benchmark.key
+            with self._stages.turn(own.key):
+                if own.key in self._failed:
+                    raise self._failed[own.key]
+                try:
+                    self._stage(own, walk.trail)
+                except StageFailed as error:
+                    self._failed[own.key] = error  # not once more for each variant
+                    raise
+        self._stage(measured.benchmark, walk.trail)
+        walk.keys["benchmark"] = measured.benchmark.key
         if measured.ahead is not None:
             try:
-                self._stage(measured.ahead)
+                self._stage(measured.ahead, walk.trail)
             except StageFailed as error:  # it is shown and judges nothing
                 self.watcher.note(f"{measured.ahead.label} failed, and no verdict needs it: {error}")
             else:
-                keys["benchmark.ahead"] = measured.ahead.key
+                walk.keys["benchmark.ahead"] = measured.ahead.key
         return True
 
-    def _benchmarked(self) -> dict[str, str]:
+    def _benchmarked(self, came_to: tuple[str, ...]) -> dict[str, str]:
         """The baselines' benchmarks that this run came to."""
         stages = {f"benchmark{baseline.suffix}": baseline.benchmark for baseline in self.plan.baselines}
-        came_to = (*self.ran, *self.reused)
         return {name: stage.key for name, stage in stages.items() if stage is not None and stage.label in came_to}
 
-    def _so_far(self, measured: Measured, count: int, outcomes: tuple[Outcome, ...], keys: dict[str, str]) -> bool:
+    def _so_far(self, walk: _Walk, measured: Measured, count: int, outcomes: tuple[Outcome, ...]) -> bool:
         """Whether every blocking finding on the first `count` evals has one of `outcomes`."""
         judge = measured.judges[count]
-        self._stage(judge)
-        keys[f"judge.{count}"] = judge.key
+        self._stage(judge, walk.trail)
+        walk.keys[f"judge.{count}"] = judge.key
         verdict, _ = self._judged(judge)
         findings = [f for f in verdict.findings if not f.advisory and f.kind != "skipped"]
         return all(finding.outcome in outcomes for finding in findings)
@@ -252,11 +296,23 @@ class Runner:
         bytes_of_it = baseline.checkpoint_digest() if baseline is not None else ""
         return {name: basis(bytes_of_it, dataset, way.variant.name) for name, dataset in self.plan.counted.items()}
 
+    def _number(self, way: VariantPlan, artifact: str) -> int:
+        """Which attempt an artifact is; where none are counted, the one that it was, else the first."""
+        bases = list(self._bases(way).values())
+        with self._guard:
+            known = [basis for basis in bases if self.counting or self.ledger.knows(basis, artifact)]
+            return self.ledger.attempt(known, artifact)
+
     def _note(self, way: VariantPlan, name: str, attempt: _Attempt) -> None:
         """Count an attempt before the artifact is shown its first item of an eval; once."""
         ground = self._bases(way).get(name)
-        if ground is None or self.ledger.knows(ground, attempt.artifact):
+        if ground is None or not self.counting:
             return
+        with self._guard:
+            if not self.ledger.knows(ground, attempt.artifact):
+                self._count(way, ground, attempt)
+
+    def _count(self, way: VariantPlan, ground: str, attempt: _Attempt) -> None:
         with self.store.lease("attempts", digest("attempts"), lambda _owner: None):
             if Ledger.of(self.store, ()).attempt([ground], attempt.artifact) > attempt.number:
                 raise StageFailed(
@@ -266,56 +322,6 @@ class Runner:
                 )
             note(self.store, [ground], attempt.artifact, attempt.number)
         self.ledger.add(ground, attempt.artifact, attempt.number)
-
-    def _stage(self, stage: Stage) -> Manifest:
-        """Return the stage's manifest, running it first if nobody has."""
-        manifest = self.store.find(stage.kind, stage.key)
-        if manifest is not None:
-            return self._reuse(stage, manifest)
-        with self.store.lease(stage.kind, stage.key, lambda owner: self.watcher.waiting(stage, owner)) as lease:
-            manifest = self.store.find(stage.kind, stage.key)
-            if manifest is not None:
-                return self._reuse(stage, manifest)
-            self.watcher.started(stage)
-            faults.point("run.leased")
-            log = self.directory / "logs" / f"{re.sub('[^a-z0-9._-]+', '-', stage.label)}.log"
-            try:
-                self.executor.run(self._spec(stage), self.store.root, log, self.watcher.progress(stage), lease)
-            except StageFailed as error:
-                if self.store.find(stage.kind, stage.key) is None:
-                    self.watcher.failed(stage, error)
-                    raise
-                self.watcher.note(f"{stage.label}: its process died after it had committed; nothing is lost")
-        manifest = self.store.find(stage.kind, stage.key)
-        if manifest is None:
-            raise StageFailed("its process ended well but committed nothing.", where=f"stage {stage.label}")
-        faults.point("run.stage_done")
-        self.ran.append(stage.label)
-        self.watcher.finished(stage, manifest)
-        return manifest
-
-    def _reuse(self, stage: Stage, manifest: Manifest) -> Manifest:
-        if stage.label in (*self.ran, *self.reused):
-            return manifest  # in this run, for another variant
-        self.reused.append(stage.label)
-        self.watcher.reused(stage)
-        return manifest
-
-    def _spec(self, stage: Stage) -> StageSpec:
-        return StageSpec(
-            kind=stage.kind,
-            name=stage.name,
-            key=stage.key,
-            version=stage.version,
-            config=stage.config,
-            inputs={label: self.store.path(source.kind, source.key) for label, source in stage.inputs.items()},
-            input_keys={label: source.key for label, source in stage.inputs.items()},
-            libraries=stage.libraries,
-            device=stage.device,
-            interpreters=_interpreters(stage),
-            environment=stage.hosted,
-            alone=stage.alone,
-        )
 
     def _error(self, way: VariantPlan, error: StageFailed) -> Verdict:
         """A verdict for a variant that a stage stopped. It names no artifact, so nothing can be promoted by it."""
@@ -341,20 +347,6 @@ class Runner:
             rows={},
             program=f"quantize {__version__}",
         )
-
-
-def _interpreters(stage: Stage) -> dict[str, Path]:
-    """Where the stage finds its environments. Raises StageFailed for one that is not there."""
-    found = {}
-    for name, environment in stage.environments.items():
-        if environment.python is None:
-            raise StageFailed(
-                f"the environment {name} is not made.",
-                where=f"stage {stage.label}",
-                fix=f"Run: quantize env create {name}",
-            )
-        found[name] = environment.python
-    return found
 
 
 def exit_code(outcomes: list[Outcome]) -> int:

@@ -7,23 +7,40 @@ compare page puts them side by side.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quantize.artifact import Manifest
 from quantize.benchmark import FILES
+from quantize.errors import QuantizeError
 from quantize.evidence import Evidence, Measurement
+from quantize.promotion import BASELINE
+from quantize.proved import WITNESS, loggable_witness
 from quantize.run import Runner
 from quantize.run_record import RunRecord, VariantRecord
+from quantize.store import read_manifest
 
-__all__ = ["baseline_files", "baseline_metrics", "parent_params", "variant_files", "variant_metrics", "variant_params"]
+__all__ = [
+    "arm_tags",
+    "baseline_files",
+    "baseline_metrics",
+    "parent_params",
+    "stage_metrics",
+    "variant_files",
+    "variant_metrics",
+    "variant_params",
+]
 
 #: The recipe's parts that every arm shares.
 _SHARED = ("model", "calibration", "engine", "seed")
+#: How the kinds of models call what they are taken from.
+_MODEL = ("repo", "id", "path", "distribution")
 
 
 def parent_params(runner: Runner, record: RunRecord) -> dict[str, str]:
-    """The whole recipe, flattened, and what it ran on."""
-    recipe = runner.plan.recipe.model_dump(mode="json", by_alias=True)
+    """The recipe, flattened, but whom it tells; and what it ran on."""
+    recipe = runner.plan.recipe.model_dump(mode="json", by_alias=True, exclude={"release"})
     facts = {name: str(getattr(record, name)) for name in ("recipe_digest", "device", "program")}
     return {**_flat(recipe), **facts}
 
@@ -36,6 +53,43 @@ def variant_params(runner: Runner, name: str | None) -> dict[str, str]:
         way = next(way for way in runner.plan.variants if way.variant.name == name)
         found |= _flat(way.variant.model_dump(mode="json"))
     return found
+
+
+def arm_tags(runner: Runner, record: RunRecord, name: str | None) -> dict[str, str]:
+    """What MLflow's runs are filtered by; None is the baseline, which has no scheme and no method."""
+    plan = runner.plan
+    source = plan.recipe.model.model_dump(mode="json")
+    source = source.get("base", source)  # a model with an adapter is found by what it was
+    model = next((str(source[key]) for key in _MODEL if source.get(key)), plan.recipe.model.kind)
+    found = {"recipe": record.recipe, "model": model, "device": record.device, "program": record.program}
+    if name is None:
+        return {**found, "variant": BASELINE, "engine": plan.baselines[0].engine.kind}
+    way = next(way for way in plan.variants if way.variant.name == name)
+    schemes = (group.scheme for group in way.variant.config_groups.values())
+    scheme = way.variant.scheme or " + ".join(dict.fromkeys(schemes))  # of an existing one, as far as it is named
+    own = {"scheme": scheme, "method": way.variant.method.kind, "engine": way.baseline.engine.kind}
+    return {**found, "variant": name, **own}
+
+
+def stage_metrics(runner: Runner, stages: Mapping[str, str]) -> dict[str, float]:
+    """What each stage of an arm took, in seconds and in bytes at its peak; of one that is gone nothing is said."""
+    found: dict[str, float] = {}
+    for label, key in stages.items():
+        kind = label.partition("@")[0].partition(".")[0]
+        manifest = None if kind == "judge" else _manifest(runner, key)
+        if manifest is not None:
+            name = f"stage.{label.replace('@', '.')}"
+            found[f"{name}.seconds"] = manifest.provenance.seconds
+            found[f"{name}.peak_memory_bytes"] = float(manifest.provenance.peak_memory_bytes)
+    return found
+
+
+def _manifest(runner: Runner, key: str) -> Manifest | None:
+    path = runner.store.locate(key)
+    try:
+        return read_manifest(path) if path is not None else None
+    except QuantizeError:
+        return None
 
 
 def baseline_metrics(variants: list[VariantRecord]) -> dict[str, float]:
@@ -82,6 +136,10 @@ def variant_files(runner: Runner, variant: VariantRecord) -> dict[str, list[Path
             files[f"rows/{name}"] = [directory / "rows.parquet"]
         elif kind == "benchmark":
             files[f"load/{name}" if name else "load"] = [directory / file for file in FILES]
+        elif label == "quantize":
+            made = read_manifest(directory)
+            if made is not None and loggable_witness(made):
+                files["witness"] = [directory / WITNESS]  # by which a version that is served again is asked again
         elif label == "judge":
             files[""] = [directory / "verdict.json", directory / "evidence.json"]
     return files

@@ -8,12 +8,13 @@ because `plan` needs them (bits per weight, shape constraints) without importing
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-__all__ = ["PRESETS", "Family", "Scheme", "preset"]
+__all__ = ["PRESETS", "Family", "Group", "Scheme", "mixed", "preset", "scheme_of"]
 
-Strategy = Literal["tensor", "channel", "group", "block"]
+Strategy = Literal["tensor", "channel", "group", "tensor_group", "block"]
 
 #: Whose numbers they are: what can make them, and what can read them, follows from it.
 Family = Literal["compressed-tensors", "bitsandbytes", "gguf"]
@@ -24,8 +25,12 @@ class Scheme:
     """Numbers and granularity of one quantized Linear.
 
     `weight_bits` and `activation_bits` in bits (activation None: left as they are); `strategy` is the granularity of
-    the weight scales; `group_size` in input channels, only for the strategy `group`. `nominal_bits` are stored bits per
-    weight, scales included, where a scheme mixes types or nests scales; a model's own mix may differ by a few percent.
+    the weight scales; `group_size` in input channels, for the strategies `group` and `tensor_group` (groups, and one
+    scale more for the whole tensor); `block_size` the side of a square `block`. `scale_bits` where scales have
+    a type of their own, else they have the checkpoint's. `static_activations`: ranges of activations are found on
+    calibration text and stored. `kv_cache` is the type of keys and values, where they are rounded. A scheme with
+    `groups` is several: its own numbers are those of the first. `nominal_bits` are stored bits per weight, scales
+    included, where a scheme mixes types or nests scales; a model's own mix may differ by a few percent.
     """
 
     name: str
@@ -37,6 +42,26 @@ class Scheme:
     activation_bits: int | None
     family: Family = "compressed-tensors"
     nominal_bits: float | None = None
+    static_activations: bool = False
+    scale_bits: int | None = None
+    block_size: int | None = None
+    kv_cache: Literal["fp8"] | None = None
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def calibrated(self) -> bool:
+        """True where the numbers themselves need tokens, whatever the method."""
+        return self.kv_cache is not None or any(part.static_activations for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[Scheme, ...]:
+        """The schemes of the groups, or this one."""
+        return tuple(group.scheme for group in self.groups) or (self,)
+
+    @property
+    def fixed_groups(self) -> bool:
+        """True where the scheme's name stands for one group size, which kernels are built for."""
+        return self.scale_bits is not None or self.strategy != "group"
 
     @property
     def weight_only(self) -> bool:
@@ -50,11 +75,35 @@ class Scheme:
         """
         if self.nominal_bits is not None:
             return self.nominal_bits
+        scale_bits = self.scale_bits or scale_bits
         if self.strategy == "tensor":
             return float(self.weight_bits)
+        if self.block_size is not None:
+            return self.weight_bits + scale_bits / self.block_size**2
         share = self.group_size or in_features
         zero_point = 0 if self.symmetric else self.weight_bits
         return self.weight_bits + (scale_bits + zero_point) / share
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Modules and their numbers: `targets` are full names, `re:` patterns of names, or a class (`Linear`)."""
+
+    name: str
+    targets: tuple[str, ...]
+    scheme: Scheme
+
+
+def mixed(groups: Sequence[Group]) -> Scheme:
+    """Several schemes as one, named after all of them."""
+    names = dict.fromkeys(group.scheme.name for group in groups)
+    return replace(groups[0].scheme, name=" + ".join(names), groups=tuple(groups))
+
+
+def scheme_of(data: Mapping[str, Any]) -> Scheme:
+    """A scheme again, from `dataclasses.asdict` or its JSON."""
+    groups = tuple(Group(g["name"], tuple(g["targets"]), scheme_of(g["scheme"])) for g in data["groups"])
+    return Scheme(**{**data, "groups": groups})
 
 
 #: llama.cpp's file types: bits per weight of the type, or of the usual mix where a name stands for one (`_M`, `_S`).
@@ -94,11 +143,19 @@ def _gguf(name: str, bits: float) -> Scheme:
 PRESETS: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
+        Scheme("FP8", 8, "float", True, "tensor", None, 8, static_activations=True),
         Scheme("FP8_DYNAMIC", 8, "float", True, "channel", None, 8),
+        Scheme("FP8_BLOCK", 8, "float", True, "block", None, 8, block_size=128),
         Scheme("W8A8", 8, "int", True, "channel", None, 8),
         Scheme("W8A16", 8, "int", True, "group", 128, None),
         Scheme("W4A16", 4, "int", True, "group", 128, None),
         Scheme("W4A16_ASYM", 4, "int", False, "group", 128, None),
+        Scheme("W4A8", 4, "int", True, "group", 128, 8),
+        Scheme("W4AFP8", 4, "int", True, "group", 128, 8),
+        Scheme("NVFP4", 4, "float", True, "tensor_group", 16, 4, static_activations=True, scale_bits=8),
+        Scheme("NVFP4A16", 4, "float", True, "tensor_group", 16, None, scale_bits=8),
+        Scheme("MXFP4", 4, "float", True, "group", 32, 4, scale_bits=8),
+        Scheme("MXFP4A16", 4, "float", True, "group", 32, None, scale_bits=8),
         Scheme("NF4", 4, "float", True, "group", 64, None, "bitsandbytes", 4.13),
         Scheme("FP4", 4, "float", True, "group", 64, None, "bitsandbytes", 4.13),
         Scheme("INT8", 8, "int", True, "channel", None, 8, "bitsandbytes"),

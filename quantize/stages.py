@@ -47,6 +47,8 @@ class Work:
 
 #: Names inside artifacts that two stages, or a stage and a leaf package, agree on.
 SOURCE_GGUF, MODEL_GGUF, IMATRIX = "source.gguf", "model.gguf", "imatrix.gguf"
+#: The folder of a store in which a judge's scores are kept between stages.
+JUDGED = "judged"
 
 StageFunction = Callable[[Config, Work], Config]
 
@@ -60,35 +62,36 @@ class StageKind:
 
 
 def fetch(config: Config, work: Work) -> Config:
-    """Model as named -> `checkpoint/` (checked) and its facts."""
+    """Model as named -> `checkpoint/` (checked), its facts, and what was done to it on the way (`notes`)."""
     from quantize.sources import SourceConfig, checkpoint_facts
 
     source: Source = TypeAdapter(SourceConfig).validate_python(config["source"])
     checkpoint = work.out / "checkpoint"
     checkpoint.mkdir()
     source.fetch(checkpoint, work.progress)
-    return {"facts": checkpoint_facts(checkpoint).model_dump(mode="json")}
+    named = config["source"].get("base", config["source"])
+    place = {name: named.get(name) for name in ("kind", "repo", "revision")}
+    notes = source.notes(source.facts())
+    facts = checkpoint_facts(checkpoint).model_dump(mode="json")
+    return {"facts": facts, "origin": place, **({"notes": notes} if notes else {})}
 
 
 def calibrate(config: Config, work: Work) -> Config:
-    """Baseline -> `tokens.safetensors` with `input_ids` int64 (samples, tokens), and each row's digest.
+    """Baseline, data -> `tokens.safetensors`, and each row's digest (`calibration`).
 
     `seen.json` are hashes of what the tokens were drawn from, by which eval items are recognised (`leakage`).
     """
     import json
-    from hashlib import sha256
 
-    from safetensors.torch import save_file
-
+    from quantize.calibration import save_rows, told
     from quantize.calibrators import CalibratorConfig
     from quantize.leakage import seen_hashes
 
     calibrator: Calibrator = TypeAdapter(CalibratorConfig).validate_python(config["calibration"])
-    tokens = calibrator.tokens(work.inputs["model"] / "checkpoint", work.device, work.progress)
-    save_file({"input_ids": tokens.contiguous()}, work.out / "tokens.safetensors")
-    (work.out / "seen.json").write_text(json.dumps(seen_hashes(calibrator.texts())), encoding="utf-8")
-    rows = [sha256(row.numpy().tobytes()).hexdigest() for row in tokens]
-    return {"samples": tokens.shape[0], "tokens": tokens.shape[1], "distinct": len(set(rows)), "rows": rows}
+    drawn = calibrator.draw(work.inputs["model"] / "checkpoint", work.device, work.progress)
+    save_rows(drawn.rows, work.out)
+    (work.out / "seen.json").write_text(json.dumps(seen_hashes(drawn.documents)), encoding="utf-8")
+    return told(drawn)
 
 
 def convert(config: Config, work: Work) -> Config:
@@ -115,46 +118,60 @@ def convert(config: Config, work: Work) -> Config:
 
 def imatrix(config: Config, work: Work) -> Config:
     """GGUF + tokens -> `imatrix.gguf`, by llama.cpp's own arithmetic and in its own form."""
-    from safetensors.torch import load_file
-
+    from quantize.calibration import read_rows
     from quantize.methods import collect_imatrix
 
-    tokens = load_file(work.inputs["tokens"] / "tokens.safetensors")["input_ids"]
+    tokens = read_rows(work.inputs["tokens"])
     full = work.inputs["full"] / "checkpoint" / MODEL_GGUF
     return dict(collect_imatrix(full, tokens, work.out / IMATRIX, work.device, work.host, work.progress))
 
 
 def quantize(config: Config, work: Work) -> Config:
-    """Checkpoint + tokens -> `checkpoint/` quantized, and `witness/`, what it answered before it was saved."""
-    from safetensors.torch import load_file
-
-    from quantize.methods import MethodConfig, gguf_contents
-    from quantize.proof import record
-    from quantize.scheme import Scheme
+    """Checkpoint + tokens -> `checkpoint/` quantized, its card, and `witness/`: its answers before it was saved."""
+    from quantize.calibration import read_rows
+    from quantize.card import describe_variant
+    from quantize.errors import SourceError
+    from quantize.methods import Existing, MethodConfig, gguf_contents
+    from quantize.proof import record, refer
+    from quantize.record import digest
+    from quantize.scheme import scheme_of
 
     method: Method = TypeAdapter(MethodConfig).validate_python(config["method"])
     checkpoint, witness = work.out / "checkpoint", work.out / "witness"
     checkpoint.mkdir()
     witness.mkdir()
     source = work.inputs["model"] / "checkpoint"
-    tokens = work.inputs.get("tokens")
+    tokens, told = work.inputs.get("tokens"), Config()
     job = QuantizeJob(
         checkpoint=source,
         out=checkpoint,
-        scheme=Scheme(**config["scheme"]),
+        scheme=scheme_of(config["scheme"]),
         ignore=tuple(config["ignore"]),
-        tokens=load_file(tokens / "tokens.safetensors")["input_ids"] if tokens is not None else None,
+        tokens=read_rows(tokens) if tokens is not None else None,
         device=work.device,
         seed=config["seed"],
         witness=partial(record, tokenizer_dir=source, out=witness),
+        refer=partial(refer, baseline=source, out=witness, device=work.device),
         progress=work.progress,
         host=work.host,
         full=work.inputs["full"] / "checkpoint" / MODEL_GGUF if "full" in work.inputs else None,
         importance=work.inputs["importance"] / IMATRIX if "importance" in work.inputs else None,
+        tell=told.update,
+        **config.get("experts", {}),
     )
     method.quantize(job)
+    theirs = method.identity() if isinstance(method, Existing) else {}
+    if theirs and digest(theirs) != config["identity"]:
+        raise SourceError(
+            "the checkpoint was changed after the run was planned.",
+            where=config["method"].get("path"),
+            fix="Run again.",
+        )
     held = gguf_contents(checkpoint / MODEL_GGUF) if method.format == "gguf" else {}
-    return {"format": method.format, "scheme": config["scheme"]["name"], "method": method.kind, **held}
+    # A checkpoint of somebody else is judged as it is; only a lone GGUF file is given what belongs beside it.
+    if not theirs or theirs.keys() & {"gguf", "file"}:
+        describe_variant(config, method, work.inputs, checkpoint)
+    return {"format": method.format, "scheme": config["scheme"]["name"], "method": method.kind, **held, **told}
 
 
 def prove(config: Config, work: Work) -> Config:
@@ -239,6 +256,7 @@ def evaluate(config: Config, work: Work) -> Config:
                 reference=reference,
                 baseline=baseline,
                 progress=work.progress,
+                kept=parts.store.root / JUDGED,
             )
         )
     (work.out / "measurements.json").write_text(arm.model_dump_json(indent=1), encoding="utf-8")
@@ -348,11 +366,11 @@ def judge(config: Config, work: Work) -> Config:
 
 
 STAGES: dict[str, StageKind] = {
-    "fetch": StageKind(2, fetch),  # refers to the GGUF file that a model came as
+    "fetch": StageKind(3, fetch),  # brings all that a licence is made of, and says where the model came from
     "calibrate": StageKind(2, calibrate),  # keeps what it has read, for the check against eval items
     "convert": StageKind(1, convert),
     "imatrix": StageKind(1, imatrix),
-    "quantize": StageKind(2, quantize),  # the witness fingerprints every format
+    "quantize": StageKind(3, quantize),  # a model card and the licence beside the weights; causal in every architecture
     "prove": StageKind(2, prove),  # in the serving engine, with its own tokenizer, template and stop
     "evaluate": StageKind(3, evaluate),  # texts have a column for engines that give the likeliest tokens only
     "benchmark": StageKind(1, benchmark),

@@ -3,6 +3,7 @@
     <root>/<kind>/<key[:24]>/          a committed artifact: its files and manifest.json
     <root>/drafts/<kind>-<key>.<...>/  what a running stage writes into
     <root>/leases/<kind>-<key>.lock    one lock per stage: a second process waits and then reuses
+    <root>/store.json                  the version of this layout, so that a program of another time knows it is not its
 
 The order of a commit buys the promises. Files are flushed to disk before the directory is renamed into place, so a name
 never points at missing bytes; the manifest is written last, so a directory without one is garbage by definition; a
@@ -24,24 +25,39 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from quantize import faults
-from quantize.artifact import FileEntry, Manifest, Provenance
+from quantize import __version__, faults
+from quantize.artifact import MANIFEST_VERSION, FileEntry, Manifest, Provenance
 from quantize.errors import StoreError
 from quantize.locks import try_lock, wait_for_lock
 from quantize.record import file_sha256
 
-__all__ = ["FULL_DISK", "MANIFEST", "Store", "read_manifest", "sync", "verify_directory", "writing"]
+__all__ = [
+    "FULL_DISK",
+    "LAYOUT",
+    "MANIFEST",
+    "Store",
+    "read_manifest",
+    "refuse_newer",
+    "sync",
+    "verify_directory",
+    "writing",
+]
 
 MANIFEST = "manifest.json"
+#: The file that says how a store is laid out, and the layout that this program knows. It was 1 before it was written.
+LAYOUT, LAYOUT_VERSION = "store.json", 1
 FULL_DISK = "The disk is full: free some space (`quantize gc` shows what can go) and run again."
 _KEYED = re.compile(r"[0-9a-f]{24}\Z")
 
 
 class Store:
-    """Artifacts under `root`, which is created on first write."""
+    """Artifacts under `root`, which is created on first write. Raises StoreError for a newer program's."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        place = self.root / LAYOUT
+        if place.is_file():
+            refuse_newer(place.read_bytes(), LAYOUT_VERSION, place, "store")
 
     def path(self, kind: str, key: str) -> Path:
         """Where the artifact with this key lies once it is committed."""
@@ -94,11 +110,21 @@ class Store:
         parent = self.root / "drafts"
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
+            self._say_layout()
             for stale in parent.glob(f"{kind}-{key[:24]}.*"):
                 shutil.rmtree(stale)
             draft = parent / f"{kind}-{key[:24]}.{os.getpid()}"
             draft.mkdir()
         return draft
+
+    def _say_layout(self) -> None:
+        """Write down how this store is laid out, once. Whoever does it at the same time writes the same."""
+        place = self.root / LAYOUT
+        if place.is_file():
+            return
+        part = place.with_name(f".{LAYOUT}.{os.getpid()}")
+        part.write_text(json.dumps({"version": LAYOUT_VERSION, "program": f"quantize {__version__}"}), encoding="utf-8")
+        part.replace(place)
 
     def commit(
         self,
@@ -185,12 +211,30 @@ def read_manifest(directory: Path) -> Manifest | None:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    refuse_newer(data, MANIFEST_VERSION, path, "artifact")
     try:
         return Manifest.model_validate_json(data)
     except ValueError as error:
         raise StoreError(
             "this is not a manifest of this program.", where=str(path), fix=f"Remove {directory} and run again."
         ) from error
+
+
+def refuse_newer(data: bytes, known: int, path: Path, what: str) -> None:
+    """Raise StoreError where a JSON document says that it is of a later version than `known`.
+
+    It must not be taken for damage: what a newer program made is right, and this one may neither use nor delete it.
+    """
+    try:
+        version = json.loads(data).get("version")
+    except (ValueError, AttributeError):
+        return  # no document of ours: whoever reads it says so
+    if isinstance(version, int) and version > known:
+        raise StoreError(
+            f"a newer quantize made this {what} (version {version}; this one, {__version__}, knows {known}).",
+            where=str(path),
+            fix="Upgrade quantize, or give this one a store of its own with --store.",
+        )
 
 
 def verify_directory(directory: Path, manifest: Manifest) -> list[str]:

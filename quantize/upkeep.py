@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from quantize.errors import QuantizeError, StoreError
 from quantize.run import RUN, RunRecord, read_record
 from quantize.store import Store, writing
 
-__all__ = ["Garbage", "delete", "find_garbage", "run_directories"]
+__all__ = ["Garbage", "delete", "disk_use", "find_garbage", "run_directories"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,17 @@ def run_directories(store: Store) -> list[Path]:
     )
 
 
+def disk_use(store: Store) -> dict[str, int]:
+    """Bytes of all that lies in the store by its top-level name, the largest first; links are not followed."""
+    found = {path.name: _held(path) if path.is_dir() else path.stat().st_size for path in store.root.glob("*")}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
 def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
     """Artifacts that no kept run reached, half-made ones, and the folders of runs that are not kept.
 
-    `keep_runs` is how many runs of each recipe are kept, newest first; None keeps all of them.
+    `keep_runs` is how many runs of each recipe are kept, newest first; None keeps all of them. Where any is, so is the
+    last run that promoted each variant: `recheck` and `rollback` ask for its recipe and record.
     """
     keep: set[str] = set()
     by_recipe: dict[str, list[tuple[Path, RunRecord]]] = {}
@@ -48,6 +57,8 @@ def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
     dropped: list[Path] = []
     for runs in by_recipe.values():
         kept = runs if keep_runs is None else runs[len(runs) - min(keep_runs, len(runs)) :]
+        if keep_runs:
+            kept = [*_deciding(runs, {path for path, _ in kept}), *kept]
         dropped += [directory for directory, _ in runs if directory not in {path for path, _ in kept}]
         for _, record in kept:
             keep |= record.keys()
@@ -55,6 +66,17 @@ def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
     keep |= {key for manifest in manifests if manifest.key in keep for key in manifest.inputs.values()}
     keep |= {key for manifest in manifests if manifest.key in keep for key in manifest.summary.get("parts", ())}
     return [Garbage(path, _held(path)) for path in (*store.garbage(keep), *dropped)]
+
+
+def _deciding(runs: list[tuple[Path, RunRecord]], kept: set[Path]) -> list[tuple[Path, RunRecord]]:
+    """The last run that promoted each variant, where it is not kept already."""
+    last: dict[str, tuple[Path, RunRecord]] = {}
+    for directory, record in runs:
+        for variant in record.variants:
+            if variant.decision is not None and variant.decision.action == "promote":
+                last[variant.name] = (directory, record)
+    found = {directory: (directory, record) for directory, record in last.values() if directory not in kept}
+    return list(found.values())
 
 
 def _named(directory: Path) -> set[str]:
@@ -83,4 +105,11 @@ def delete(store: Store, garbage: list[Garbage]) -> None:
 
 
 def _held(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    """Bytes of the files below `path`; what a running stage removes meanwhile counts for nothing."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder) / name
+            with suppress(FileNotFoundError):
+                total += 0 if file.is_symlink() else file.stat().st_size
+    return total

@@ -2,7 +2,7 @@
 
 finding   one gate's result: pass, fail, inconclusive or error, its numbers and one sentence
 verdict   all findings of a variant combined: the worst of them
-decision  verdict + registry state: promote, hold, reject or roll back
+decision  verdict + registry state: promote, hold or reject; stale where that state changed before it was carried out
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quantize.record import Record
 __all__ = ["Action", "Decision", "Finding", "Outcome", "Verdict", "combine"]
 
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
-Action = Literal["promote", "hold", "reject"]
+Action = Literal["promote", "hold", "reject", "stale"]
 
 _WORST_FIRST: tuple[Outcome, ...] = ("error", "fail", "inconclusive", "pass")
 
@@ -69,7 +69,8 @@ class Verdict(Record):
 class Decision(Record):
     """What was done with a verdict, against which registry state, and why.
 
-    `against` are the findings of the same gates against the champion that would have been replaced.
+    `against` are the findings of the same gates against the champion that would have been replaced. `approve` is the
+    command that promotes a version that was held for a person alone; "" for any other.
     """
 
     version: Literal[2] = 2
@@ -87,6 +88,7 @@ class Decision(Record):
     actor: str
     run: str
     against: list[Finding] = Field(default_factory=list)
+    approve: str = ""
 
 
 def combine(findings: list[Finding]) -> Outcome:

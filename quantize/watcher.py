@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from quantize.artifact import Manifest
 from quantize.errors import StageFailed
 from quantize.handed import Progress
 from quantize.plan import Plan, Stage
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "in_notes"]
+
+#: Seconds between two sentences on the same transfer.
+_QUIET_SECONDS = 15.0
+
+
+def in_notes(what: str, note: Callable[[str], None]) -> Progress:
+    """A `Progress` in bytes that becomes a sentence now and then; what takes no longer than a pause is not told."""
+    last = time.monotonic()
+
+    def tell(doing: str, done: float, total: float | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _QUIET_SECONDS:
+            last = time.monotonic()
+            note(f"{what}: {doing}, {done / 1e9:.1f} GB" + (f" of {total / 1e9:.1f} GB" if total else ""))
+
+    return tell
 
 
 class Watcher:

@@ -152,10 +152,17 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise Interrupted("stopped by a signal.")
 
 
-def main(arguments: list[str]) -> int:
-    """Entry point. Exit 0 when the stage is committed; otherwise an `error` event says why."""
+def main(arguments: list[str], events: int | None = None) -> int:
+    """Entry point. Exit 0 when the stage is committed; otherwise an `error` event says why.
+
+    A process that was forked has the pipe for `events` under another number than its driver, who wrote STAGE.json.
+    """
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    events = Events(job["events"])
+    return _ended(job, Events(job["events"] if events is None else events))
+
+
+def _ended(job: dict[str, Any], events: Events) -> int:
+    """Run the stage; its exit code."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         run(job, events)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from program import TINY, command, tiny_recipe, write_recipe
 
 from quantize.environments import locate
@@ -25,8 +28,22 @@ def own_device_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Path]:
-    """A finished run of three variants on the tiny Llama: (store, its JSON document, recipe). Read only."""
-    folder = tmp_path_factory.mktemp("finished")
+    """A finished run of three variants on the tiny Llama: (store, its JSON document, recipe). Read only.
+
+    It is one for all processes that run tests beside each other.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    path, told = folder / "recipe.yaml", folder / "told.json"
+    with FileLock(f"{folder}.lock"):
+        if not told.exists():
+            folder.mkdir()
+            told.write_text(_finish(folder), encoding="utf-8")
+    return folder / "store", json.loads(told.read_text(encoding="utf-8")), path
+
+
+def _finish(folder: Path) -> str:
+    """Run it in `folder`, and give what it prints."""
     recipe = tiny_recipe(
         calibration={"kind": "self", "samples": 16, "tokens": 128},
         variants=[
@@ -43,10 +60,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
             "targets": {"production": {"from": ["int8", "int4-gptq"], "prefer": "bytes"}},
         },
     )
-    path = write_recipe(folder, recipe)
-    result = command("run", path, "--store", folder / "store", "--json")
+    result = command("run", write_recipe(folder, recipe), "--store", folder / "store", "--json")
     assert result.returncode == 0, result.stderr
-    return folder / "store", json.loads(result.stdout), path
+    return result.stdout
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +92,15 @@ def copied(finished: tuple[Path, dict[str, Any], Path], tmp_path: Path) -> Path:
 def make_recipe(tmp_path: Path) -> Callable[..., Path]:
     """A recipe file with changes."""
     return lambda **changes: write_recipe(tmp_path, tiny_recipe(**changes))
+
+
+@pytest.fixture(scope="session")
+def judge_server() -> Iterator[str]:
+    """The address of a judge with rules instead of a model, in a process of its own (`scorers/judge_server.py`)."""
+    script = Path(__file__).parent / "scorers" / "judge_server.py"
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    process.kill()
+    process.wait()
+    process.stdout.close()

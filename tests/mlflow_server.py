@@ -19,10 +19,14 @@ import pytest
 
 @dataclass
 class Server:
-    """A real `mlflow server` that keeps and serves the artifacts itself. `files` is where it keeps them."""
+    """A real `mlflow server` that keeps and serves the artifacts itself. `files` is where it keeps them.
+
+    With `password` it asks everybody who they are, and that is the one of `admin`.
+    """
 
     folder: Path
     port: int
+    password: str = ""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,6 +43,15 @@ class Server:
         command += ["--artifacts-destination", str(self.files)]
         # Without job execution: it would start eight more processes that nothing here uses.
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self.password:
+            command += ["--app-name", "basic-auth"]
+            (self.folder / "accounts.ini").write_text(
+                f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{self.folder}/accounts.db\n"
+                f"admin_username = admin\nadmin_password = {self.password}\n"
+                "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+                "auth_cache_ttl_seconds = 600\n"  # to check a password takes longer than anything else
+            )
+            quiet |= {"MLFLOW_AUTH_CONFIG_PATH": f"{self.folder}/accounts.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "s"}
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
@@ -60,13 +73,13 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, database: Path):
-    """A server in `folder` with a copy of `database`, for the time of a `with`."""
+def serving(folder: Path, database: Path, password: str = ""):
+    """A server in `folder` with a copy of `database`, for the time of a `with`; with `password`, one with accounts."""
     shutil.copy(database, folder / "mlflow.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(folder, port)
+    server = Server(folder, port, password)
     try:
         server.start()
         yield server

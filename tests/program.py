@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import run_program
 
 from quantize.errors import RecipeError
 from quantize.recipe import load
@@ -18,6 +20,15 @@ TINY = Path(__file__).parent / "tiny_llama"
 
 #: One thread: on a tiny model the cost of threads is far above what they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _read_once(environment: Mapping[str, str]) -> dict[str, str]:
+    """What is read when a process starts or a library is imported, and never again."""
+    read = ("PYTHON", "LD_", "OMP_", "HF_", "TRANSFORMERS_", "CUDA_")
+    return {name: value for name, value in environment.items() if name.startswith(read)}
+
+
+_READ_ONCE = _read_once(os.environ)
 
 
 def tiny_recipe(**changes: Any) -> dict[str, Any]:
@@ -47,10 +58,13 @@ def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
 
 
 def command(*arguments: str | Path, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program and wait for it, `seconds` at most."""
+    """Run the program and wait for it, `seconds` at most; forked, where no more is asked than a fork can give."""
+    everything = {**os.environ, **environment}
+    if _read_once(everything) == _READ_ONCE:
+        return run_program(list(map(str, arguments)), everything, seconds)
     return subprocess.run(
         [sys.executable, "-m", "quantize", *map(str, arguments)],
-        env={**os.environ, **environment},
+        env=everything,
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -71,10 +85,31 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
     """Read standard error up to a line that holds `text`."""
     assert process.stderr is not None
+    seen = []
     for line in process.stderr:
+        seen.append(line)
         if text in line:
             return
-    pytest.fail(f"{text!r} was never printed")
+    pytest.fail(f"{text!r} was never printed, but {''.join(seen)}")
+
+
+def below(pid: int) -> list[int]:
+    """A process's children, their children, and so on."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for found in threads for child in found.read_text(encoding="utf-8").split()]
+    return [*children, *(deeper for child in children for deeper in below(child))]
+
+
+def workers_of(driver: subprocess.Popen[str]) -> list[int]:
+    """The processes of a driver's stages, and those that they were forked from; not what they started themselves."""
+    programs = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below(driver.pid)}
+    return [pid for pid, program in programs.items() if b"quantize.worker" in program or b"quantize.fork" in program]
+
+
+def seldom(values: Iterable[Any], often: Collection[Any]) -> list[Any]:
+    """Parameters of a test that takes long: those of `often` in the quick suite, the others in the slow one."""
+    slow = pytest.mark.slow
+    return [value if value in often else pytest.param(value, marks=slow) for value in values]
 
 
 def problems_of(path: Path, *overrides: str) -> list[str]:

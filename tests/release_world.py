@@ -8,10 +8,7 @@ right, are written by hand.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +25,7 @@ from quantize.handed import Row
 from quantize.metrics._rows import write_rows
 from quantize.plan import Baseline, Measured, Plan, Stage, VariantPlan
 from quantize.recipe import LoadedRecipe, Recipe
+from quantize.record import file_sha256
 from quantize.registries import Mlflow
 from quantize.release import release_run
 from quantize.run import Runner, RunRecord, VariantRecord
@@ -38,17 +36,6 @@ from quantize.watcher import Watcher
 PROVENANCE = Provenance(
     created="2026-01-01T00:00:00+00:00", host="h", seconds=1.0, peak_memory_bytes=1, python="3", libraries={}
 )
-
-
-def quantize_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the program and wait for it."""
-    return subprocess.run(
-        [sys.executable, "-m", "quantize", *map(str, arguments)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 ITEMS, LOOK = 300, 30
@@ -103,12 +90,17 @@ def answers(eval_set: str, lost: range = range(0), looks: int = ITEMS // LOOK, *
     ]
 
 
+def _reports(record: RunRecord) -> dict[str, str]:
+    return {f"report.{kind}": f"report of {record.run}\n" for kind in ("md", "html")}
+
+
 @dataclass
 class World:
     """A folder with a store, and the registry that its runs release to.
 
     New runs are measured on `eval_set`, with `extra` items more. With `confirmation`, the recipe has another eval that
-    only passing variants are shown, and none of these is.
+    only passing variants are shown, and none of these is. `releasing` is the section `release` of the recipe, `weights`
+    its `registry.weights`.
     """
 
     folder: Path
@@ -120,6 +112,8 @@ class World:
     eval_set: str = "items"
     extra: int = 0
     confirmation: bool = False
+    releasing: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
     @property
     def store(self) -> Store:
@@ -134,6 +128,7 @@ class World:
                 "artifacts": str(self.folder / "mlartifacts"),
                 "targets": self.targets,
                 "trade": self.trade,
+                "weights": self.weights,
             }
         )
 
@@ -170,6 +165,7 @@ class World:
                 "gates": [{"kind": "noninferiority", "metric": f"{name}.accuracy", "margin": 0.05} for name in evals],
                 "confirmation": "fresh" if self.confirmation else None,
                 "registry": {"kind": "mlflow", "name": "tiny", "targets": targets},
+                "release": self.releasing,
             }
         )
         fetch = self.commit("fetch", "", self.baseline)
@@ -178,10 +174,11 @@ class World:
         ways, records = [], []
         for result, variant in zip(results, recipe.variants, strict=True):
             stage = self.commit("quantize", result.variant, result.weights)
-            other = Stage("prove", result.variant, "0" * 64, 1, {}, {}, (), "cpu")
-            ways.append(VariantPlan(variant, ground, (), stage, other, lambda _attempt: Measured({}, ())))
-            records.append(self._record(result, fetch, stage, dataset))
-        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, None, (ground,), tuple(ways), {evals[-1]: dataset})
+            key = self._keep("prove", {"proof.json": result.weights}, {"outcome": "pass"})
+            proof = Stage("prove", result.variant, key, 1, {}, {}, (), "cpu")
+            ways.append(VariantPlan(variant, ground, None, (), stage, proof, lambda _attempt: Measured({}, ())))
+            records.append(self._record(result, fetch, stage, proof, dataset))
+        plan = Plan(recipe, Device("cpu", "a CPU", None), fetch, (ground,), tuple(ways), {evals[-1]: dataset})
         loaded = LoadedRecipe(recipe, Path("recipe.yaml"), "name: tiny\n", "d" * 64, ())
         runner = Runner(loaded, plan, self.store, Local(), Watcher())
         everything = self._rows(answers(self.eval_set, extra=self.extra))
@@ -206,37 +203,46 @@ class World:
 
     def release(self, *results: Result) -> RunRecord:
         """Run and release."""
-        return release_run(self.registry, *self.run(*results), lambda record: f"report of {record.run}\n")
+        return release_run(self.registry, *self.run(*results), _reports)
 
-    def _record(self, result: Result, fetch: Stage, stage: Stage, dataset: str) -> VariantRecord:
+    def _record(self, result: Result, fetch: Stage, stage: Stage, proved: Stage, dataset: str) -> VariantRecord:
         baseline, artifact = self.store.find("fetch", fetch.key), self.store.find("quantize", stage.key)
         assert baseline is not None
         assert artifact is not None
         accuracy = Measurement(
             name="facts.accuracy", value=0.8, unit="share", n=100, direction="higher", low=0.7, high=0.9
         )
+        compared = Comparison(
+            metric="facts.accuracy/slice ü",
+            unit="share",
+            baseline=0.8,
+            variant=0.79,
+            difference=-0.01,
+            low=result.lower,
+            high=0.01,
+            level=0.9,
+            n=100,
+            method="tango",
+            extra={},
+        )
+        itself = {"metric": "facts.accuracy", "variant": 0.8, "difference": 0.0, "low": -0.005, "high": 0.005}
         evidence = Evidence(
             variant=result.variant,
             artifact_digest=artifact.checkpoint_digest(),
             baseline_digest=baseline.checkpoint_digest(),
             measurements=[accuracy.model_copy(update={"value": 0.79})],
             baseline_measurements=[accuracy],
-            comparisons=[
-                Comparison(
-                    metric="facts.accuracy/slice ü",
-                    unit="share",
-                    baseline=0.8,
-                    variant=0.79,
-                    difference=-0.01,
-                    low=result.lower,
-                    high=0.01,
-                    level=0.9,
-                    n=100,
-                    method="tango",
-                    extra={},
-                )
-            ],
+            comparisons=[compared],
             hard_stops=[],
+            noise=[compared.model_copy(update=itself)],
+        )
+        proof = Finding(
+            gate="the saved checkpoint answers as it did in memory",
+            kind="proof",
+            metric="proof",
+            outcome="pass",
+            sentence="it answers as it did in memory",
+            numbers={},
         )
         finding = Finding(
             gate="not worse",
@@ -254,24 +260,30 @@ class World:
         # A variant that is shown no confirmation is no attempt.
         bases = [] if self.confirmation else [basis(evidence.baseline_digest, dataset, result.variant)]
         ledger = Ledger.of(self.store, self.registry.versions())
+        rows = self._rows(answers(self.eval_set, result.lost, result.looks, extra=self.extra))
         verdict = Verdict(
             variant=result.variant,
             outcome=result.outcome,
-            findings=[finding],
+            findings=[proof, finding],
             artifact_digest=evidence.artifact_digest,
             baseline_digest=evidence.baseline_digest,
             recipe_digest="d" * 64,
-            rows={},
+            rows={"variant.facts": file_sha256(self.store.path("evaluate", rows) / "rows.parquet")},
             program="quantize",
             attempt=result.attempt or ledger.attempt(bases, evidence.artifact_digest),
             bases=bases,
         )
         note(self.store, bases, verdict.artifact_digest, verdict.attempt)
-        stages = {"quantize": stage.key}
-        stages["evaluate.facts"] = self._rows(answers(self.eval_set, result.lost, result.looks, extra=self.extra))
-        papers = {"verdict.json": verdict.model_dump_json(), "evidence.json": evidence.model_dump_json()}
-        stages["judge"] = self._keep("judge", {name: text.encode() for name, text in papers.items()})
-        return VariantRecord(name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages=stages)
+        stages = {"quantize": stage.key, "prove": proved.key, "evaluate.facts": rows}
+        made = VariantRecord(name=result.variant, verdict=verdict, evidence=evidence, decision=None, stages=stages)
+        return self.judged(made, verdict)
+
+    def judged(self, variant: VariantRecord, verdict: Verdict) -> VariantRecord:
+        """A variant with another verdict, which is kept as a run's is."""
+        assert variant.evidence is not None
+        papers = {"verdict.json": verdict.model_dump_json(), "evidence.json": variant.evidence.model_dump_json()}
+        judge = self._keep("judge", {name: text.encode() for name, text in papers.items()})
+        return variant.model_copy(update={"verdict": verdict, "stages": {**variant.stages, "judge": judge}})
 
     def _rows(self, rows: list[Row]) -> str:
         """Commit the rows of an arm; returns the key."""
@@ -279,7 +291,7 @@ class World:
             write_rows(rows, ITEM_ROWS, Path(scratch))
             return self._keep("evaluate", {"rows.parquet": (Path(scratch) / "rows.parquet").read_bytes()})
 
-    def _keep(self, kind: str, files: dict[str, bytes]) -> str:
+    def _keep(self, kind: str, files: dict[str, bytes], summary: dict[str, Any] | None = None) -> str:
         """Commit a stage of `files`; returns its key."""
         key = hashlib.sha256(kind.encode() + b"".join(files.values())).hexdigest()
         with self.store.lease(kind, key, lambda _owner: None):
@@ -287,5 +299,7 @@ class World:
                 draft = self.store.draft(kind, key)
                 for name, data in files.items():
                     (draft / name).write_bytes(data)
-                self.store.commit(draft, kind=kind, name="", key=key, inputs={}, summary={}, provenance=PROVENANCE)
+                self.store.commit(
+                    draft, kind=kind, name="", key=key, inputs={}, summary=summary or {}, provenance=PROVENANCE
+                )
         return key

@@ -108,7 +108,7 @@ def test_a_version_says_its_attempt_on_each_eval_that_it_was_shown(world):
         runner, record = world.run(result)
         variant = record.variants[0]
         verdict = variant.verdict.model_copy(update={"bases": shown, "attempt": 1})
-        variants = [variant.model_copy(update={"verdict": verdict})]
+        variants = [world.judged(variant, verdict)]
         return decided(release_run(world.registry, runner, record.model_copy(update={"variants": variants})))
 
     assert released(FIRST, bases[:1]).action == "promote"

@@ -134,6 +134,15 @@ def test_doctor_says_what_is_there(tmp_path):
     assert not (tmp_path / "store").exists(), "looking changes nothing"
 
 
+def test_doctor_says_which_hub_is_asked_and_never_the_token(tmp_path):
+    mirror = {"HF_ENDPOINT": "https://me:hf_secret@mirror.example", "HF_TOKEN": "hf_secret"}
+    told = command("doctor", "--store", tmp_path, **mirror).stdout
+    assert "https://mirror.example; token: HF_TOKEN" in told and "hf_secret" not in told
+    alone = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "", "HF_HOME": str(tmp_path / "home")}
+    told = command("doctor", "--store", tmp_path, **alone).stdout
+    assert f"offline, from {tmp_path}/home/hub alone; token: none" in told
+
+
 def test_doctor_says_that_a_store_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     result = command("doctor", "--store", tmp_path / "file" / "store")
@@ -153,7 +162,7 @@ def test_doctor_sees_no_gpu_where_none_is_visible(tmp_path):
 def test_gc_of_a_store_that_is_not_there_finds_nothing(tmp_path):
     result = command("gc", "--store", tmp_path / "store", "--json")
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {"garbage": [], "bytes": 0, "deleted": False}
+    assert json.loads(result.stdout) == {"garbage": [], "bytes": 0, "deleted": False, "held": {}}
     assert not (tmp_path / "store").exists()
 
 
@@ -164,9 +173,11 @@ def test_gc_lists_drafts_and_deletes_only_when_told(tmp_path):
     listed = command("gc", "--store", tmp_path / "store", "--json")
     assert [item["path"] for item in json.loads(listed.stdout)["garbage"]] == [str(draft)]
     assert json.loads(listed.stdout)["bytes"] == 1000
+    assert json.loads(listed.stdout)["held"] == {"drafts": 1000}
     assert draft.exists()
-    deleted = command("gc", "--store", tmp_path / "store", "--delete")
+    deleted = command("gc", "--store", tmp_path / "store", "--delete", "--json")
     assert deleted.returncode == 0, deleted.stderr
+    assert json.loads(deleted.stdout)["held"] == {"drafts": 0}
     assert not draft.exists()
 
 
@@ -181,12 +192,28 @@ def test_gc_keeps_what_a_run_reached_and_drops_it_with_the_run(copied):
     assert not list((copied / "runs").iterdir())
 
 
+def test_gc_keeps_the_last_run_that_promoted_a_variant_for_what_asks_for_it_yet(copied):
+    (run,) = (copied / "runs").iterdir()
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert {variant["decision"]["action"] for variant in record["variants"]} >= {"promote"}
+    for variant in record["variants"]:
+        variant["decision"] = None  # what an hourly run of the same recipe comes to
+    later = copied / "runs" / "tiny-29990101T000000.000000p1"
+    later.mkdir()
+    (later / "run.json").write_text(json.dumps({**record, "run": later.name}), encoding="utf-8")
+    garbage = json.loads(command("gc", "--store", copied, "--keep-runs", "1", "--json").stdout)["garbage"]
+    assert [item for item in garbage if "/runs/" in item["path"]] == []
+    garbage = json.loads(command("gc", "--store", copied, "--keep-runs", "0", "--json").stdout)["garbage"]
+    assert len([item for item in garbage if "/runs/" in item["path"]]) == 2
+
+
 def test_schema_prints_one_json_document_that_names_every_part():
     result = command("schema")
     assert result.returncode == 0
     schema = json.loads(result.stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["required"]) == {"version", "name", "model", "variants", "evals", "gates", "registry"}
+    assert schema["if"] == {"required": ["include"]}, "what a file does not say, one that it includes may"
+    assert set(schema["else"]["required"]) == {"version", "name", "model", "variants", "evals", "gates", "registry"}
     assert schema["additionalProperties"] is False
     assert schema == json.loads((ROOT / "recipes" / "recipe.schema.json").read_text(encoding="utf-8"))
 
@@ -198,7 +225,8 @@ def test_help_starts_at_once_and_names_every_verb():
         result = command("--help")
         seconds.append(time.perf_counter() - start)
     assert result.returncode == 0
-    for verb in "init plan run report verify compare status history promote rollback pull gc doctor schema".split():
+    verbs = "init plan run report verify compare status history promote rollback reconcile unlock pull gc doctor schema"
+    for verb in verbs.split():
         assert f"\n  {verb} " in result.stdout
     assert min(seconds) < 0.4
 

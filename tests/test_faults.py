@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import command, start, tiny_recipe, wait_for, write_recipe
+from program import command, seldom, start, tiny_recipe, wait_for, workers_of, write_recipe
 
 import quantize
 from quantize.store import Store
@@ -70,9 +70,8 @@ def without(recipe: Path, store: Path, *kinds: str, arm: str | None = None) -> P
 
 
 def kill_at_once(driver: subprocess.Popen[str]) -> None:
-    """Kill a driver and its worker together, as a node that is lost takes both."""
-    threads = Path(f"/proc/{driver.pid}/task").glob("*/children")
-    workers = [int(pid) for children in threads for pid in children.read_text(encoding="utf-8").split()]
+    """Kill a driver and its workers together, as a node that is lost takes all."""
+    workers = workers_of(driver)
     assert workers
     for pid in (driver.pid, *workers):
         os.kill(pid, signal.SIGKILL)
@@ -81,15 +80,23 @@ def kill_at_once(driver: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def state(pid: int) -> str:
+    """The kernel's letter for a process: R, S, T (stopped), Z (dead, not buried yet); empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has buried yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return state(pid) not in ("", "Z")
 
 
-@pytest.mark.parametrize("name", [name for name in points("store.", "worker.", "run.") if name != IN_LOOKS])
+POINTS = [name for name in points("store.", "worker.", "run.") if name != IN_LOOKS]
+
+
+@pytest.mark.parametrize("name", seldom(POINTS, often=("store.renamed", "run.stage_done")))
 def test_a_run_killed_at_any_point_resumes_with_the_same_bytes_and_repeats_nothing(undisturbed, tmp_path, name):
     """The first and the last stage are still to do, so that every point lies on the way; the others are not redone."""
     recipe, expected = undisturbed
@@ -130,6 +137,7 @@ def test_an_evaluation_killed_after_a_look_goes_on_with_the_next(undisturbed, tm
     assert list((store / "drafts").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_lost_with_its_worker_amid_the_looks_goes_on_after_the_last(undisturbed, tmp_path):
     recipe, expected = undisturbed
     store = without(recipe, tmp_path / "store", "evaluate", "look", "judge")
@@ -163,7 +171,19 @@ def test_two_processes_with_one_recipe_share_the_work(undisturbed, tmp_path):
     assert {key: digest for key, (digest, _) in contents(store).items()} == expected
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.slow
+def test_a_run_whose_workers_are_new_processes_makes_the_same_bytes(undisturbed, tmp_path):
+    """An import that leaves a thread behind forbids to fork (`quantize.forkserver`)."""
+    recipe, expected = undisturbed
+    leaves_a_thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    (tmp_path / "sitecustomize.py").write_text(leaves_a_thread, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = command("run", recipe, "--store", tmp_path / "store", "--no-release", PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert {key: digest for key, (digest, _) in contents(tmp_path / "store").items()} == expected
+
+
+@pytest.mark.parametrize("name", seldom(["SIGINT", "SIGTERM"], often=("SIGTERM",)))
 def test_a_stopped_run_says_so_and_the_same_command_resumes(undisturbed, tmp_path, name):
     recipe, expected = undisturbed
     store = without(recipe, tmp_path / "store", "evaluate", "look", "judge")
@@ -182,18 +202,29 @@ def test_a_stopped_run_says_so_and_the_same_command_resumes(undisturbed, tmp_pat
     assert {key: digest for key, (digest, _) in now.items()} == expected
 
 
-def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_twice(undisturbed, tmp_path):
+def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_twice(
+    undisturbed, tmp_path, monkeypatch
+):
+    """The worker is stopped at its start, so that the second run surely finds it at work."""
     recipe, _ = undisturbed
     store = without(recipe, tmp_path / "store", "evaluate", "look", "judge")
+    monkeypatch.setenv("QUANTIZE_FAULT", "worker.started:STOP")
     process = start("run", recipe, "--store", store, "--no-release")
     wait_for(process, "evaluate baseline facts ...")
-    time.sleep(0.5)
+    deadline = time.monotonic() + 120
+    while not (stopped := [pid for pid in workers_of(process) if state(pid) == "T"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.kill()
     process.communicate()
-    second = command("run", recipe, "--store", store, "--no-release", "--json")
-    assert second.returncode == 0
-    assert "evaluate baseline facts" in json.loads(second.stdout)["reused"]
-    assert "is at it; waiting" in second.stderr
+    monkeypatch.delenv("QUANTIZE_FAULT")
+    second = start("run", recipe, "--store", store, "--no-release", "--json")
+    wait_for(second, "is at it; waiting")
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    output, said = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    assert "evaluate baseline facts" in json.loads(output)["reused"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

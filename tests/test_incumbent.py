@@ -7,13 +7,15 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+from program import seldom
 from release_world import Result, World, answers
 
 from quantize.errors import DataError, QuantizeError, RegistryError
 from quantize.gates import NonInferiority
-from quantize.handed import Row, VersionState
+from quantize.handed import Row
 from quantize.incumbent import Contest, rows_of_version
 from quantize.metrics import Items
+from quantize.registry import VersionState
 from quantize.release import release_run
 from quantize.run import RunRecord
 from quantize.verdict import Decision, Finding
@@ -251,7 +253,7 @@ def test_a_champion_whose_rows_are_not_in_its_run_cannot_be_compared(world):
     (_, champion) = world.registry.versions()
     rows = rows_of_version(world.registry, champion)
     assert len(rows("facts")) == 300
-    with pytest.raises(DataError, match=r"holds no rows/reading/rows\.parquet"):
+    with pytest.raises(DataError, match="rests on no rows of reading"):
         rows("reading")
     with pytest.raises(DataError, match="version 2 was never measured"):
         rows_of_version(world.registry, state("2"))("facts")
@@ -333,7 +335,7 @@ def test_quality_is_preferred_by_the_difference_and_not_by_its_limit(world):
     assert world.registry.aliases()["production"] == versions["fp8"].version
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("order", seldom(permutations(range(3)), often=((1, 2, 0),)))
 def test_what_passes_alone_and_not_among_three_has_its_own_alias_and_not_the_target(world, order):
     """p 0.04 is below alpha, and two fall to one rival that was not shown to pass: 0.04 is not below 0.05 / 2."""
     world.targets = {"production": {"from": ["fp8", "int4", "nf4"]}, "alone": {"from": ["int4"]}}
@@ -361,6 +363,7 @@ def test_without_a_test_there_is_nothing_to_correct(world: World):
     runner, record = world.run(FIRST)
     found = record.variants[0].verdict
     limits = [finding.model_copy(update={"kind": "limit", "numbers": {}}) for finding in found.findings]
-    variant = record.variants[0].model_copy(update={"verdict": found.model_copy(update={"findings": limits})})
+    verdict = found.model_copy(update={"findings": limits})
+    variant = world.judged(record.variants[0], verdict)
     release_run(world.registry, runner, record.model_copy(update={"variants": [variant]}))
     assert world.registry.aliases()["production"] == "2"

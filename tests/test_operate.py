@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from release_world import Result, World, quantize_command
+from program import command
+from release_world import Result, World
 
 from quantize.artifact import FileEntry, files_digest
 from quantize.cli import cli
 from quantize.errors import QuantizeError, RegistryError
 from quantize.history import history, status
 from quantize.operate import promote, rollback
-from quantize.protocols import MANIFEST_FILE
 from quantize.pull import pull
 from quantize.record import file_sha256
-from quantize.release import alone
+from quantize.registry import MANIFEST_FILE
+from quantize.turn import holding
 
 pytest_plugins = ["release_fixtures"]
 
@@ -120,10 +122,11 @@ def test_only_what_passed_is_promoted_by_hand_unless_forced(world):
     assert world.registry.aliases()["fp8-previous"] == "2"
     assert (status(world.registry)[2].actor, status(world.registry)[2].sentence) == (
         "eva",
-        "Promoted by hand: fp8 points at version 3. they want it",
+        "Promoted by hand: fp8 points at version 3. Forced, although it was rejected. they want it",
     )
     last = history(world.registry)[-1]
-    assert (last.what, last.actor, last.reason, last.against) == ("promoted", "eva", "they want it", "2")
+    told = "Forced, although it was rejected. they want it"
+    assert (last.what, last.actor, last.reason, last.against) == ("promoted", "eva", told, "2")
 
 
 def test_by_default_the_newest_version_that_passed_is_promoted(world):
@@ -159,7 +162,9 @@ def test_history_tells_what_when_by_whom_on_which_evidence_against_which_champio
     rows = history(world.registry)
     assert [(row.what, row.version, row.actor) for row in rows if row.what != "registered"] == [
         ("promoted", "2", "nightly"),
+        ("served", "2", "nightly"),
         ("promoted", "3", "nightly"),
+        ("served", "3", "nightly"),
         ("rolled back", "3", "eva"),
     ]
     promoted = [row for row in rows if row.what == "promoted"][1]
@@ -266,7 +271,7 @@ def test_the_command_line_shows_moves_and_pulls(world, tmp_path):
         return result.output
 
     assert "fp8, fp8-candidate, production" in said("status", "tiny")
-    moved = said("rollback", "tiny", "--reason", "customers complain")
+    moved = said("rollback", "tiny", "--unproven", "--reason", "customers complain")
     assert "production: version 3 → 2" in moved
     assert "fp8 still at version 3" in moved
     document = json.loads(said("status", "tiny", "--json"))
@@ -281,15 +286,17 @@ def test_the_command_line_shows_moves_and_pulls(world, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == FIRST.weights
 
 
-def test_an_operator_waits_while_a_run_of_the_same_store_releases(world):
+def test_an_operator_waits_while_a_run_releases_to_the_same_database(world):
     world.release(FIRST)
     world.release(SECOND)
-    verb = ("rollback", "tiny", "--reason", "customers complain", "--store", world.folder / "store")
-    command = [sys.executable, "-m", "quantize", *map(str, verb), "--registry", world.uri]
-    with alone(world.store, world.registry, lambda _sentence: None):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    verb = ("rollback", "tiny", "--unproven", "--reason", "customers complain", "--store", world.folder / "store")
+    line = [sys.executable, "-m", "quantize", *map(str, verb), "--registry", world.uri]
+    with holding(world.registry, lambda _sentence: None):
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
-        assert "another process is releasing tiny; waiting" in process.stderr.readline()
+        waits = process.stderr.readline()
+        assert waits.startswith("another process is releasing tiny (")
+        assert f"(pid {os.getpid()})); waiting" in waits
         assert world.registry.aliases()["production"] == "3"
     output, _ = process.communicate(timeout=60)
     assert output == "production: version 3 → 2\n"
@@ -298,20 +305,42 @@ def test_an_operator_waits_while_a_run_of_the_same_store_releases(world):
 
 @pytest.mark.parametrize("arguments", [("status", "a b"), ("pull", "a/b@production", "out"), ("history", "")])
 def test_a_name_that_no_model_can_have_is_a_usage_error(arguments):
-    result = quantize_command(*arguments)
+    result = command(*arguments)
     assert result.returncode == 2
     assert "cannot be a model's name" in result.stderr
 
 
 def test_a_refusal_is_a_sentence_and_an_exit_code(world):
     world.release(FIRST)
-    result = quantize_command("promote", "tiny", "fp8", "--version", "7", "--reason", "no", "--registry", world.uri)
+    result = command("promote", "tiny", "fp8", "--version", "7", "--reason", "no", "--registry", world.uri)
     assert result.returncode == 1
     assert result.stderr.strip() == "error: tiny: version 7 is not one of fp8 (those are 2)."
 
 
 def test_looking_at_a_registry_that_is_not_there_makes_none(tmp_path):
-    result = quantize_command("status", "tiny", "--store", tmp_path / "store")
+    result = command("status", "tiny", "--store", tmp_path / "store")
     assert result.returncode == 1
     assert "no such registered model" in result.stderr
     assert not (tmp_path / "store").exists()
+
+
+def test_a_version_that_served_by_a_persons_hand_can_be_gone_back_to(world):
+    """It passed and no run promoted it: its state is `passed` while a target serves it."""
+    world.releasing = {"require_approval": True}
+    world.release(FIRST)
+    world.releasing = {}
+    promote(world.registry, "production", "2", "we need it now", "eva", force=True)
+    assert state(world, "2") == "passed"
+    assert "**Passed**, and promoted by hand." in world.registry.versions()[1].description
+    world.release(SECOND)
+    assert world.registry.aliases()["production"] == "3"
+    rollback(world.registry, "production", None, "customers complain", "eva")
+    assert world.registry.aliases()["production"] == "2"
+
+
+def test_a_command_that_knows_no_targets_leaves_what_the_models_page_says_of_them(world):
+    world.release(FIRST)
+    before = world.registry.description()
+    assert "`production`: what consumers load" in before
+    rollback(world.registry.model_copy(update={"targets": {}}), "production", None, "so", "eva")
+    assert world.registry.description() == before

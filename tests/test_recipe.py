@@ -65,16 +65,16 @@ def test_the_schema_in_the_repository_is_the_one_that_the_program_prints():
         ("resources.thread", 1, "resources.thread: there is no key 'thread' here. Did you mean 'threads'?"),
         ("version", ..., "version: the key 'version' is missing"),
         ("model.path", ..., "model.path: the key 'path' is missing"),
-        ("variants.0.scheme", ..., "variants.0.scheme: the key 'scheme' is missing"),
+        ("variants.0.scheme", ..., "variants.0: a variant has either a `scheme` or `config_groups`"),
         ("gates.0.metric", ..., "gates.0.metric: the key 'metric' is missing"),
-        ("model.kind", ..., "model: the key 'kind' is missing: one of directory, gguf, hub, package"),
+        ("model.kind", ..., "model: the key 'kind' is missing: one of directory, gguf, hub, lora, package"),
         ("evals.0.kind", ..., "evals.0: the key 'kind' is missing: one of items, lm_eval, text"),
         ("model.kind", "directry", "model.kind: 'directry' is not a kind. Did you mean 'directory'?"),
         ("variants.0.method.kind", "rtm", "variants.0.method.kind: 'rtm' is not a kind. Did you mean 'rtn'?"),
         ("evals.0.kind", "item", "evals.0.kind: 'item' is not a kind. Did you mean 'items'?"),
         ("registry.kind", "wandb", "registry.kind: 'wandb' is not known here: it is one of mlflow"),
         ("variants.0.scheme", "W4A61", "variants.0.scheme: 'W4A61' is not a preset. Did you mean 'W4A16'?"),
-        ("variants.0.scheme", "smallest", "variants.0.scheme: 'smallest' is not a preset. The presets are FP8_DYNAMIC, W8A8,"),
+        ("variants.0.scheme", "smallest", "variants.0.scheme: 'smallest' is not a preset. The presets are FP8, FP8_DYNAMIC, FP8_BLOCK,"),
         ("gates.0.metric", "fact.accuracy", "gates.0.metric: 'fact' is not an eval of this recipe. Did you mean 'facts'?"),
         ("gates.0.metric", "facts.acuracy", "gates.0.metric: the eval 'facts' measures no 'acuracy'. Did you mean 'facts.accuracy'?"),
         ("registry.targets.production.from", ["int9"], "from.0: 'int9' is not a variant of this recipe. Did you mean 'int8'?"),
@@ -109,7 +109,9 @@ def test_the_schema_in_the_repository_is_the_one_that_the_program_prints():
         ("variants", [], "variants: list should have at least 1 item"),
         ("variants.0", "int8", "variants.0: input should be"),
         ("resources.device", "gpu", "resources.device: 'gpu' is not known here: it is one of auto, cpu, cuda"),
-        ("version", 2, "version: 2 is not known here: it is one of 1"),
+        ("version", 2, "version: this recipe is of version 2 and this program reads 1; a newer quantize reads it: upgrade"),
+        ("version", 0, "version: this recipe is of version 0 and this program reads 1; there never was one: write"),
+        ("version", "one", "version: 'one' is not known here: it is one of 1"),
         ("name", "Tiny Model", "name: 'Tiny Model' is not a name"),
         ("variants.0.group_size", 64, "variants.0: group_size has no meaning for W8A8"),
         ("variants.0.method", {"kind": "gptq"}, "variants.0.method: gptq needs `calibration:`"),
@@ -337,3 +339,11 @@ def test_a_recipe_made_in_python_is_held_to_the_same_rules():
     with pytest.raises(ValueError, match="not an eval of this recipe"):
         Recipe.model_validate(tiny_recipe(gates=[{"kind": "noninferiority", "metric": "x.accuracy"}]))
     assert (TINY / "items.jsonl").is_file()
+
+
+def test_an_address_of_a_registry_with_a_password_is_refused_and_not_repeated(tmp_path):
+    registry = {"kind": "mlflow", "name": "m", "uri": "https://eva:hunter2@mlflow.example"}
+    path = write_recipe(tmp_path, tiny_recipe(registry=registry))
+    with pytest.raises(RecipeError, match=r"registry\.uri: an address holds no credentials") as caught:
+        load(path)
+    assert "hunter2" not in str(caught.value)

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from program import command
 
 import quantize
 from quantize.artifact import Provenance
 from quantize.errors import StoreError
-from quantize.store import MANIFEST, Store, read_manifest, verify_directory, writing
+from quantize.run_record import read_record
+from quantize.store import LAYOUT, MANIFEST, Store, read_manifest, verify_directory, writing
 
 KEY = "a" * 64
 PROVENANCE = Provenance(
@@ -199,3 +201,40 @@ def test_a_full_disk_is_said_so_and_loses_nothing(tmp_path):
         assert verify_directory(before, manifest) == []
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_a_store_says_how_it_is_laid_out_and_a_later_layout_is_refused_untouched(tmp_path):
+    directory = committed(tmp_path)
+    said = json.loads((tmp_path / LAYOUT).read_text(encoding="utf-8"))
+    assert said["version"] == 1 and said["program"].startswith("quantize ")
+    (tmp_path / LAYOUT).write_text('{"version": 2, "program": "quantize 9.0"}', encoding="utf-8")
+    with pytest.raises(StoreError, match=r"a newer quantize made this store \(version 2; .* Upgrade quantize"):
+        Store(tmp_path)
+    for arguments in (["gc", "--delete", "--keep-runs", "0"], ["doctor"]):
+        result = command(*arguments, "--store", tmp_path)
+        assert result.returncode == 1 and "a newer quantize" in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+    assert read_manifest(directory) is not None
+
+
+def test_a_store_of_before_layouts_were_written_down_is_read_and_then_says_so(tmp_path):
+    committed(tmp_path)
+    (tmp_path / LAYOUT).unlink()
+    assert Store(tmp_path).find("quantize", KEY) is not None
+    assert not (tmp_path / LAYOUT).exists()
+    Store(tmp_path).draft("quantize", "b" * 64)
+    assert (tmp_path / LAYOUT).is_file()
+
+
+def test_what_a_newer_program_made_is_not_called_damaged(tmp_path):
+    directory = committed(tmp_path)
+    data = json.loads((directory / MANIFEST).read_text(encoding="utf-8")) | {"version": 2, "more": []}
+    (directory / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(StoreError, match="a newer quantize made this artifact") as caught:
+        Store(tmp_path).find("quantize", KEY)
+    assert "Remove" not in str(caught.value)
+    run = tmp_path / "runs" / "tiny-1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"version": 2, "run": "tiny-1"}', encoding="utf-8")
+    with pytest.raises(StoreError, match="a newer quantize made this run"):
+        read_record(run)

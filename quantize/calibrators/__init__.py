@@ -6,9 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from quantize.calibrators._size import CalibrationSize, sized
+from quantize.calibrators.dataset import Dataset
+from quantize.calibrators.mixture import Mixture
 from quantize.calibrators.self_ import Self
 from quantize.calibrators.text import Text
 
-__all__ = ["CalibratorConfig", "Self", "Text"]
+__all__ = ["CalibrationSize", "CalibratorConfig", "Dataset", "Mixture", "Self", "Text", "sized"]
 
-CalibratorConfig = Annotated[Self | Text, Field(discriminator="kind")]
+CalibratorConfig = Annotated[Self | Text | Dataset | Mixture, Field(discriminator="kind")]

@@ -10,11 +10,12 @@ goes on with whatever the model says after an end, so that every row is full and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from quantize.handed import Progress
+from quantize.handed import Drawn, Progress
+from quantize.loading import auto_class
 from quantize.record import Record
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class Self(Record):
     """`samples` rows of `tokens` tokens, sampled `batch` rows at a time, which changes last bits: it is in the key."""
 
     kind: Literal["self"] = "self"
+    even: ClassVar[bool] = True
+    online: ClassVar[bool] = False
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     samples: Annotated[int, Field(gt=0, description="Rows.")] = 16
     tokens_per_sample: int = Field(default=256, alias="tokens", gt=1, description="Tokens of a row.")
     seed: Annotated[int, Field(ge=0)] = 0
@@ -42,23 +46,31 @@ class Self(Record):
         """What the model writes itself is nobody's eval set."""
         return False
 
+    def pinned(self) -> Self:
+        """Itself: there is no revision."""
+        return self
+
     def texts(self) -> list[str]:
         """The model writes its text itself."""
         return []
 
-    def tokens(self, checkpoint: Path, device: str, progress: Progress) -> torch.Tensor:
-        """Int64 ids (samples, tokens), the same on every run on one machine.
+    def chats(self) -> bool:
+        """Never: what it writes is text."""
+        return False
+
+    def draw(self, checkpoint: Path, device: str, progress: Progress) -> Drawn:
+        """Rows of `tokens` tokens each, the same on every run on one machine.
 
         Arithmetic is float32 on a CPU, where bfloat16 is slow, and the checkpoint's dtype elsewhere; probabilities are
         float32 and drawn on the CPU, so that a GPU's own generator plays no part.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         progress("loading", 0, None)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         dtype = torch.float32 if device == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+        model = auto_class(checkpoint).from_pretrained(checkpoint, dtype=dtype).to(device).eval()
         generator = torch.Generator().manual_seed(self.seed)
         starts = _starts(tokenizer, model.config.get_text_config().vocab_size, self.samples, generator)
         total = self.samples * self.tokens_per_sample
@@ -72,7 +84,7 @@ class Self(Record):
         with torch.inference_mode():
             batches = [self._sample(model, rows, generator, report) for rows in torch.split(starts, self.batch)]
         # a copy, because tensors made in inference mode may not be used outside it
-        return torch.cat(batches).clone()
+        return Drawn(tuple(torch.cat(batches).clone()), (), {})
 
     def _sample(self, model: Any, rows: torch.Tensor, generator: torch.Generator, report: Any) -> torch.Tensor:
         """Continue `rows` (batch, start) to (batch, tokens) with a key-value cache."""

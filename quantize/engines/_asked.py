@@ -88,6 +88,8 @@ class AskedLM(TemplateLM):  # type: ignore[misc]
     def __init__(self, asked: Asked, tokenizer: Any) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        #: Whether texts bring their special tokens with them, so that none are added: what a chat template has made.
+        self.verbatim = False
         self._asked = asked
 
     @property
@@ -123,7 +125,8 @@ class AskedLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text, with the special tokens that the tokenizer adds unless the text brings its own."""
-        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+        begins = self.verbatim or has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        if add_special_tokens is None and begins:
             add_special_tokens = False
         chosen = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **chosen))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.engines.transformers import _scale_and_cap
 from quantize.errors import QuantizeError
+from quantize.gguf_file import gguf_reader
 from quantize.handed import HeadParameters
 
 if TYPE_CHECKING:
@@ -47,11 +48,10 @@ class Head:
     def _weight(self) -> torch.Tensor:
         """Float32 (vocabulary, hidden)."""
         import torch
-        from gguf import GGUFReader
         from gguf.quants import dequantize
 
         path = self._checkpoint / "model.gguf"
-        tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        tensors = {tensor.name: tensor for tensor in gguf_reader(path).tensors}
         tensor = tensors.get("output.weight") or tensors.get("token_embd.weight")
         if tensor is None or "output.bias" in tensors:
             raise QuantizeError(

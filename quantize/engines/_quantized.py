@@ -10,7 +10,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from quantize.unpacking import expand
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["loading_config", "settle"]
 
@@ -33,8 +38,9 @@ def loading_config(checkpoint: Path, device: str) -> dict[str, Any]:
     return {"quantization_config": kind(bits=stored["bits"], backend=kernel)}
 
 
-def settle(model: Any) -> None:
-    """Make the quantized Linears of a loaded model compute in its dtype; in place."""
+def settle(model: Any, dtype: torch.dtype | None = None) -> None:
+    """Make the quantized Linears of a loaded model compute in its dtype, or in the one it was asked for; in place."""
+    expand(model, dtype)
     if _library(model) == "bitsandbytes":
         _settle_bitsandbytes(model)
     elif model.device.type == "cpu":

@@ -86,6 +86,16 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
         self._proven = 0
         self.finite = True
 
+    @property
+    def verbatim(self) -> bool:
+        """Whether texts bring their special tokens with them, so that none are added: what a chat template has made."""
+        return self.add_bos_token is False
+
+    @verbatim.setter
+    def verbatim(self, wanted: bool) -> None:
+        # The stock model's name for it: what it hands to the tokenizer as `add_special_tokens`.
+        self.add_bos_token = False if wanted else None
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """See the stock model. Nothing in a text says that its logits were NaN, so they are looked at here."""
 

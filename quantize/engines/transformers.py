@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from quantize.errors import EngineLost, QuantizeError
+from quantize.experts import linear_experts, quantized_by_llmcompressor
 from quantize.handed import HeadParameters, Host
+from quantize.loading import auto_class, stored_names
 from quantize.record import Record
 
 if TYPE_CHECKING:
@@ -51,7 +54,11 @@ class Transformers(Record):
     @property
     def libraries(self) -> tuple[str, ...]:
         """Distributions whose version may change a logit."""
-        formats = ("bitsandbytes", "compressed-tensors") if self.runs_in is None else ("gptqmodel", "optimum")
+        formats = (
+            ("bitsandbytes", "compressed-tensors", "llmcompressor")
+            if self.runs_in is None
+            else ("gptqmodel", "optimum")
+        )
         return ("torch", "transformers", *formats)
 
     @property
@@ -71,24 +78,26 @@ class Transformers(Record):
         Raises QuantizeError when it does not load or lacks weights, which transformers would make up at random.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from quantize.engines._quantized import loading_config, settle
 
         dtype: Any = self.dtype if self.dtype != "auto" else "auto" if device != "cpu" else "float32"
         try:
+            kind = auto_class(checkpoint)
             tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                checkpoint,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                # On GPUs layer by layer onto as many of the visible ones as it takes, never whole through main memory.
-                device_map="cpu" if device == "cpu" else "auto",
-                **loading_config(checkpoint, device),
-            )
+            with linear_experts(checkpoint) if quantized_by_llmcompressor(checkpoint) else nullcontext():
+                model, found = kind.from_pretrained(
+                    checkpoint,
+                    dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    # On GPUs layer by layer onto as many of the visible ones as it takes, never whole through memory.
+                    device_map="cpu" if device == "cpu" else "auto",
+                    **loading_config(checkpoint, device),
+                )
         except QuantizeError:  # a stop on request arrives as one, anywhere
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -106,7 +115,7 @@ class Transformers(Record):
             raise QuantizeError(
                 f"the checkpoint lacks {len(missing)} weights, {missing[0]} first.", where=str(checkpoint)
             )
-        settle(model)
+        settle(model, None if dtype == "auto" else getattr(torch, dtype))
         return TransformersSession(model.eval(), tokenizer, self.max_batch_tokens)
 
     def room(self, trained: int | None) -> int | None:
@@ -334,7 +343,9 @@ class TransformersSession:
         """See `handed.Session`."""
         names = {id(module): name for name, module in self.model.named_modules()}
         modules = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
-        places = tuple(names[id(module)] for module in modules)
+        own = [names[id(module)] for module in modules]
+        stored = stored_names(self.model, own)
+        places = tuple(dict.fromkeys(stored.get(name, name) for name in own))
         multiply, cap = _scale_and_cap(self.model.config)
         bias = (f"{places[0]}.bias",) if modules[0].bias is not None else ()
         dtype = str(modules[0].weight.dtype).removeprefix("torch.")
@@ -378,6 +389,7 @@ def _scale_and_cap(config: Any) -> tuple[float, float | None]:
 
     `logit_scale` multiplies (Cohere), `logits_scaling` divides (Granite), `final_logit_softcapping` caps (Gemma 2).
     """
+    config = config.get_text_config()
     multiply = float(getattr(config, "logit_scale", None) or 1.0) / float(
         getattr(config, "logits_scaling", None) or 1.0
     )

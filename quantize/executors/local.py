@@ -2,7 +2,8 @@
 
 The worker runs in its own session, so that Ctrl-C reaches the driver alone, which then asks the worker to stop.
 
-Stages share the device with other runs on this machine, but for those that measure time: these have it alone.
+Stages share the device with other runs on this machine, but for those that measure time: these have it alone. A stage
+that was given some of the GPUs sees those alone, as `cuda:0` and so on, and holds the locks of those alone.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import PrivateAttr
 
 from quantize.child import link_to_package
 from quantize.device_locks import holding
 from quantize.errors import Interrupted, StageFailed
-from quantize.handed import Progress, StageSpec
+from quantize.executors._at_work import AtWork
+from quantize.executors._workers import GRACE_SECONDS, Worker, forked, started
+from quantize.handed import WITHOUT_DEVICE, Progress, StageSpec
 from quantize.machine import device_names
 from quantize.record import Record
 from quantize.store import writing
@@ -30,21 +36,21 @@ from quantize.store import writing
 __all__ = ["Local"]
 
 _TAIL_LINES = 15
-_GRACE_SECONDS = 20.0
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 #: Threads that wait sleep instead of spinning: beside other work, spinning made sampling ten times slower.
 _THREADS = {"OMP_WAIT_POLICY": "passive"}
 #: GPUs are counted as NVML counts them, whose names stand in keys.
 _ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-#: Stages that do not use the device: they copy files and read numbers.
-_WITHOUT_DEVICE = ("fetch", "judge")
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Local(Record):
-    """Stages one after the other, on this machine. `threads` caps the CPU threads of a stage (None: all cores)."""
+    """Stages on this machine. `threads` caps the CPU threads of one that has no share of its own (None: all cores)."""
 
     kind: Literal["local"] = "local"
     threads: int | None = None
+    _at_work: AtWork = PrivateAttr(default_factory=AtWork)
 
     def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: int) -> None:
         """See `protocols.Executor.run`."""
@@ -59,31 +65,44 @@ class Local(Record):
             read, write = os.pipe()
             job = Path(scratch) / "stage.json"
             job.write_text(json.dumps(self._job(spec, store, write, log)), encoding="utf-8")
-            interpreter = sys.executable if spec.environment is None else spec.interpreters[spec.environment]
-            process = subprocess.Popen(
-                [interpreter, "-m", "quantize.worker", str(job)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write, lease, *device),
-                start_new_session=True,
-                env=self._environment(spec, Path(scratch)),
-                # Of an interpreter that has modules of its own in the current directory, those would be taken first.
-                cwd=scratch if spec.environment is not None else None,
-            )
-            os.close(write)
-            error = _follow(process, read, progress)
-        if process.returncode != 0 or error is not None:
-            raise _failure(spec, process.returncode, error, log)
+            start = partial(self._start, spec, job, output.fileno(), (write, lease, *device))
+            with self._at_work.following(start) as process:
+                os.close(write)
+                error = _follow(process, read, progress)
+        returncode = process.wait()
+        if returncode != 0 or error is not None:
+            if self._at_work.stopped:
+                raise _interrupted(spec)
+            raise _failure(spec, returncode, error, log)
+
+    def stop(self) -> None:
+        """See `protocols.Executor.stop`."""
+        self._at_work.stop()
+
+    def _start(self, spec: StageSpec, job: Path, output: int, descriptors: Sequence[int]) -> Worker:
+        """The stage's process; the first of the descriptors takes its events."""
+        scratch = job.parent
+        environment = self._environment(spec, scratch)
+        # To fetch from the hub needs a server of its own: libraries read whether they may when they are imported.
+        if spec.environment is None and not (spec.kind == "fetch" and spec.online):
+            events, *held = descriptors
+            if worker := forked(job, output, events, held, environment):
+                return worker
+        interpreter = sys.executable if spec.environment is None else str(spec.interpreters[spec.environment])
+        # Of an interpreter that has modules of its own in the current directory, those would be taken first.
+        folder = scratch if spec.environment is not None else None
+        return started([interpreter, "-m", "quantize.worker", str(job)], output, descriptors, environment, folder)
 
     def _environment(self, spec: StageSpec, scratch: Path) -> dict[str, str]:
         environment = {**_THREADS, **os.environ, **_QUIET, **_ORDER}
-        if spec.kind != "fetch":
-            environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        if not spec.online:
+            environment |= _OFFLINE
         if spec.device == "cpu":
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        if self.threads is not None:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
+            environment[_VISIBLE] = ""
+        elif spec.gpus is not None:
+            environment[_VISIBLE] = _named(spec.gpus, os.environ.get(_VISIBLE))
+        if (threads := self._threads(spec)) is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         if spec.environment is not None:
             environment |= {"PYTHONPATH": str(link_to_package(scratch)), "PYTHONNOUSERSITE": "1"}
         return environment
@@ -104,25 +123,36 @@ class Local(Record):
             "events": events,
             # Beside the stage's own log: what the processes that it starts write.
             "logs": str(log.with_suffix("").absolute()),
-            "threads": self.threads,
+            "threads": self._threads(spec),
         }
+
+    def _threads(self, spec: StageSpec) -> int | None:
+        return self.threads if spec.threads is None else spec.threads
+
+
+def _named(gpus: Sequence[int], seen: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for some of the GPUs that the driver sees, each as the driver's own variable has it."""
+    names = [name.strip() for name in seen.split(",")] if seen is not None else None
+    return ",".join(str(gpu) if names is None else names[gpu] for gpu in gpus)
 
 
 @contextmanager
 def _device(spec: StageSpec, progress: Progress) -> Iterator[list[int]]:
     """Hold the locks of the stage's device for it, beside others or `alone`; yields their descriptors."""
-    if spec.kind in _WITHOUT_DEVICE:
+    if spec.kind in WITHOUT_DEVICE:
         yield []
         return
 
     def waiting(owner: str) -> None:
         progress(f"waiting: device used by {owner or 'another stage'}", 0, None)
 
-    with holding(device_names(spec.device), f"{spec.kind} {spec.name}".strip(), waiting, alone=spec.alone) as held:
+    own = [spec.device] if spec.gpus is None else [f"{spec.device}:{gpu}" for gpu in spec.gpus]
+    names = [name for device in own for name in device_names(device)]
+    with holding(names, f"{spec.kind} {spec.name}".strip(), waiting, alone=spec.alone) as held:
         yield held
 
 
-def _follow(process: subprocess.Popen[bytes], read: int, progress: Progress) -> dict[str, Any] | None:
+def _follow(process: Worker, read: int, progress: Progress) -> dict[str, Any] | None:
     """Read events until the worker ends; returns its error event, if it sent one."""
     error: dict[str, Any] | None = None
     try:
@@ -139,18 +169,22 @@ def _follow(process: subprocess.Popen[bytes], read: int, progress: Progress) -> 
     return error
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Worker) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(_GRACE_SECONDS)
+        process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
+def _interrupted(spec: StageSpec) -> Interrupted:
+    return Interrupted(f"stage {spec.kind} {spec.name} was stopped.", fix="Run the same command to resume.")
+
+
 def _failure(spec: StageSpec, returncode: int, error: dict[str, Any] | None, log: Path) -> StageFailed | Interrupted:
     if returncode == Interrupted.exit_code:
-        return Interrupted(f"stage {spec.kind} {spec.name} was stopped.", fix="Run the same command to resume.")
+        return _interrupted(spec)
     with log.open(encoding="utf-8", errors="replace") as lines:
         tail = "".join(deque(lines, _TAIL_LINES))
     if error is not None:

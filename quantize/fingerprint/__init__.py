@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.fingerprint import _awq, _bitsandbytes, _compressed_tensors, _gguf, _gptq, _plain
 from quantize.fingerprint._tensors import Tensors
+from quantize.loading import stored_names
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LIMITS", "in_memory", "of_gguf", "on_disk"]
+__all__ = ["LIMITS", "Tensors", "in_memory", "of_gguf", "on_disk", "settings", "weight"]
 
 #: Module name -> how its weight is stored: `kind` and what that kind's reader needs, plain data.
 Layouts = dict[str, dict[str, Any]]
@@ -60,6 +61,8 @@ def in_memory(model: Any) -> tuple[Projections, Layouts]:
             for name, layout, weight in source.in_memory(model):
                 projections[name] = project(weight)
                 layouts[name] = layout
+    for name, stored in stored_names(model, list(layouts)).items():
+        layouts[name]["stored"] = stored
     return projections, layouts
 
 
@@ -83,16 +86,16 @@ def on_disk(checkpoint: Path, layouts: Layouts, dtype: str) -> Projections:
     if gguf.is_file():
         return {name: projection for name, (_, projection) in _gguf.on_disk(gguf).items() if name in layouts}
     tensors = Tensors(checkpoint)
-    settings = _settings(checkpoint)
+    own = settings(checkpoint)
     found = {}
     for name, layout in layouts.items():
-        weight = _weight(tensors, name, {**settings, **layout}, dtype)
-        if weight is not None:
-            found[name] = project(weight)
+        read = weight(tensors, layout.get("stored", name), {**own, **layout}, dtype)
+        if read is not None:
+            found[name] = project(read)
     return found
 
 
-def _weight(tensors: Tensors, name: str, layout: dict[str, Any], dtype: str) -> torch.Tensor | None:
+def weight(tensors: Tensors, name: str, layout: dict[str, Any], dtype: str) -> torch.Tensor | None:
     """The weight (out, in) of a module; None where the checkpoint has none.
 
     One that was plain in memory is packed as the checkpoint's `quant_method` says, or not packed at all.
@@ -112,9 +115,9 @@ def _weight(tensors: Tensors, name: str, layout: dict[str, Any], dtype: str) -> 
     return _plain.read(tensors, name) if found is None and layout["kind"] == "plain" else found
 
 
-def _settings(checkpoint: Path) -> dict[str, Any]:
+def settings(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's own quantization settings, from config.json."""
     path = checkpoint / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings: dict[str, Any] = config.get("quantization_config") or {}
-    return settings
+    found: dict[str, Any] = config.get("quantization_config") or {}
+    return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from quantize.fingerprint._tensors import Tensors
+from quantize.unpacking import unpacked_in
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +26,12 @@ def in_memory(model: Any) -> Iterator[tuple[str, dict[str, Any], torch.Tensor]]:
         from compressed_tensors.compressors.format import infer_module_format
         from compressed_tensors.quantization import forward_quantize
 
+        # Of a checkpoint that was loaded it is named; of one that is made it is not yet.
+        named = getattr(scheme, "format", None) or infer_module_format(type(module), scheme)
         layout = {
             "kind": "compressed-tensors",
             "scheme": scheme.model_dump(mode="json"),
-            "packing": infer_module_format(type(module), scheme).value,
+            "packing": str(getattr(named, "value", named)),
         }
         yield name, layout, forward_quantize(module, module.weight.data, "weight", scheme.weights)
 
@@ -42,7 +45,10 @@ def read(tensors: Tensors, name: str, layout: dict[str, Any], dtype: str) -> tor
     state = {leaf: tensors[key] for leaf, key in tensors.of(name).items()}
     if "weight_scale" not in state:
         return None
-    state["weight_scale"] = state["weight_scale"].to(getattr(torch, dtype))
+    if state["weight_scale"].dtype != torch.uint8:  # the exponents of powers of two stay what they are
+        state["weight_scale"] = state["weight_scale"].to(getattr(torch, dtype))
     compressor = BaseCompressor.get_value_from_registry(layout["packing"])
-    weight: torch.Tensor = compressor.decompress(state, QuantizationScheme.model_validate(layout["scheme"]))["weight"]
+    with unpacked_in(dtype):
+        found = compressor.decompress(state, QuantizationScheme.model_validate(layout["scheme"]))
+    weight: torch.Tensor = found["weight"]
     return weight

@@ -6,6 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantize.gguf_file import gguf_reader
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,13 +29,12 @@ def on_disk(path: Path) -> dict[str, tuple[str, torch.Tensor]]:
 @lru_cache(maxsize=1)
 def _projections(path: Path, _changed: int, _size: int) -> dict[str, tuple[str, torch.Tensor]]:
     import torch
-    from gguf import GGUFReader
     from gguf.quants import dequantize
 
     from quantize.fingerprint._tensors import project
 
     found = {}
-    for tensor in GGUFReader(path).tensors:
+    for tensor in gguf_reader(path).tensors:
         if len(tensor.shape) < 2:
             continue
         rows = tensor.data.reshape(-1, tensor.data.shape[-1])

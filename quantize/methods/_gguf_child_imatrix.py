@@ -131,7 +131,7 @@ class Collector:
 
 
 def main(job: dict[str, Any]) -> None:
-    """Run every row of tokens through the model, and save the sums."""
+    """Run every row of tokens through the model, and save the sums. The rows lie end to end."""
     import llama_cpp
     import numpy as np
 
@@ -142,10 +142,11 @@ def main(job: dict[str, Any]) -> None:
     library = next(Path(llama_cpp.__file__).parent.glob("lib/*ggml-base*"))
     collector = Collector(ctypes.CDLL(str(library)))
     callback = llama_cpp.ggml_backend_sched_eval_callback(collector.callback)
-    context, model = _open(job, tokens.shape[1], callback)
-    for number, row in enumerate(tokens):
+    context, model = _open(job, max(job["lengths"]), callback)
+    ends = np.cumsum(job["lengths"])
+    for number, row in enumerate(np.split(tokens, ends[:-1])):
         _run(context, row, collector)
-        os.write(1, f"[ {number + 1}/ {len(tokens)}]\n".encode())
+        os.write(1, f"[ {number + 1}/ {len(ends)}]\n".encode())
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
     arrays = {f"{name}.in_sum2": sums for name, sums in collector.sums.items()}

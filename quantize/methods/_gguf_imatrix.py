@@ -8,10 +8,12 @@ in llama.cpp's own file, so that `llama-imatrix` and `llama-quantize` read it to
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import QuantizeError
+from quantize.gguf_file import gguf_reader
 from quantize.handed import Host, Progress
 from quantize.methods._gguf_call import call, write_job
 
@@ -26,21 +28,23 @@ _DATASET = "calibration tokens"
 
 
 def collect_imatrix(
-    full: Path, tokens: torch.Tensor, out: Path, device: str, host: Host, progress: Progress
+    full: Path, tokens: Sequence[torch.Tensor], out: Path, device: str, host: Host, progress: Progress
 ) -> dict[str, Any]:
-    """Run int64 `tokens` (samples, tokens) through the GGUF file `full` and write the importance matrix `out`.
+    """Run `tokens`, rows of int64 ids, through the GGUF file `full` and write the importance matrix `out`.
 
     On a GPU where `device` is one and llama.cpp was built for it. Returns how much was measured. Raises QuantizeError
     when llama.cpp fails, or when a sum is not finite.
     """
     import numpy as np
 
+    lengths = [len(row) for row in tokens]
     with tempfile.TemporaryDirectory() as folder:
         rows, sums = Path(folder) / "tokens.npy", Path(folder) / "sums.npz"
-        np.save(rows, tokens.numpy().astype(np.int64))
+        np.save(rows, np.concatenate([row.numpy() for row in tokens]).astype(np.int64))
         job = {
             "model": str(full.resolve()),
             "tokens": str(rows),
+            "lengths": lengths,
             "out": str(sums),
             "threads": host.threads,
             "gpu_layers": 0 if device == "cpu" else -1,
@@ -50,9 +54,8 @@ def collect_imatrix(
         with np.load(sums) as stored:
             arrays = {name: stored[name] for name in stored.files}
     _check(arrays, full)
-    samples, length = tokens.shape
-    _write(out, arrays, samples, length)
-    return {"tensors": len(arrays) // 2, "samples": samples, "tokens": length}
+    _write(out, arrays, len(lengths), max(lengths))
+    return {"tensors": len(arrays) // 2, "samples": len(lengths), "tokens": max(lengths)}
 
 
 def _check(arrays: dict[str, np.ndarray[Any, Any]], full: Path) -> None:
@@ -91,9 +94,8 @@ def _write(out: Path, arrays: dict[str, np.ndarray[Any, Any]], samples: int, len
 def read_imatrix(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Mean squared inputs by tensor name, float32 (experts, columns); ones for an expert that no token was sent to."""
     import numpy as np
-    from gguf import GGUFReader
 
-    tensors = {tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in GGUFReader(path).tensors}
+    tensors = {tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in gguf_reader(path).tensors}
     means = {}
     for name, sums in tensors.items():
         if not name.endswith(_SUMS):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import QuantizeError
-from quantize.gguf_file import read_gguf
+from quantize.gguf_file import gguf_reader, read_gguf
 from quantize.scheme import Scheme
 
 __all__ = ["NEED_IMPORTANCE", "UNUSED_IMPORTANCE", "TensorType", "check_types", "misfits", "tensor_types"]
@@ -85,9 +85,7 @@ def tensor_types(patterns: Mapping[str, str], full: Path) -> dict[str, str]:
 
 def check_types(types: Mapping[str, str], written: Path) -> None:
     """Raises QuantizeError where llama.cpp stored another type than was asked for: its blocks do not fit the rows."""
-    from gguf import GGUFReader
-
-    for tensor in GGUFReader(written).tensors:
+    for tensor in gguf_reader(written).tensors:
         asked = types.get(tensor.name, tensor.tensor_type.name)
         if tensor.tensor_type.name != asked:
             raise QuantizeError(

@@ -70,8 +70,7 @@ def examples(job: QuantizeJob) -> list[list[int]]:
     """The job's token rows as lists of ids."""
     if job.tokens is None:
         raise ValueError("a calibrated method was given no tokens")
-    rows: list[list[int]] = job.tokens.tolist()
-    return rows
+    return [row.tolist() for row in job.tokens]
 
 
 def settle_and_witness(

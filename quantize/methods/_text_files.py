@@ -24,13 +24,15 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+#: What turns images, sound and video into a model's inputs; servers do not start without them.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 GENERATION_CONFIG = "generation_config.json"
 _TEMPLATES = "additional_chat_templates"
 
 
 def copy_text_files(source: Path, out: Path) -> None:
     """Make `out`'s tokenizer and generation settings exactly `source`'s: what `source` lacks, `out` does not keep."""
-    for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
+    for name in (*TOKENIZER_FILES, *_PROCESSOR_FILES, GENERATION_CONFIG):
         (out / name).unlink(missing_ok=True)
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)

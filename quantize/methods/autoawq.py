@@ -26,6 +26,7 @@ from quantize.methods._packed import (
     settle_and_witness,
     weight_only_problems,
 )
+from quantize.patterns import matching
 from quantize.record import Record
 from quantize.scheme import Scheme
 
@@ -44,6 +45,7 @@ class Autoawq(Record):
     kind: Literal["autoawq"] = "autoawq"
     environment: ClassVar[str | None] = "autoawq"
     tools: ClassVar[tuple[str, ...]] = ()
+    even_rows: ClassVar[bool] = True
     duo_scaling: Annotated[bool, Field(description="Whether the factors also look at the weights.")] = True
     apply_clip: Annotated[bool, Field(description="Whether each group's range is searched for too; slow on a CPU.")] = (
         True
@@ -126,7 +128,7 @@ class Autoawq(Record):
 
 def _refuse_ignored_in_layers(wrapped: Any, job: QuantizeJob) -> None:
     """AutoAWQ scales the Linears of a layer together and fails, without saying why, where one is left out."""
-    from quantize.methods._modules import linears, matching
+    from quantize.methods._modules import linears
 
     names = linears(wrapped.model)
     inside = {

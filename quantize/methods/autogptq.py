@@ -33,6 +33,7 @@ from quantize.methods._packed import (
     settle_and_witness,
     weight_only_problems,
 )
+from quantize.patterns import matching
 from quantize.record import Record
 from quantize.scheme import Scheme
 
@@ -161,7 +162,7 @@ def _for_old_libraries(job: QuantizeJob) -> Iterator[QuantizeJob]:
 
 def _refuse_ignored_in_layers(wrapped: Any, job: QuantizeJob) -> None:
     """AutoGPTQ quantizes every Linear of a layer, and nothing else."""
-    from quantize.methods._modules import linears, matching
+    from quantize.methods._modules import linears
 
     inside = f"{wrapped.layers_block_name}."
     refused = [name for name in matching(linears(wrapped.model), job.ignore) if name.startswith(inside)]

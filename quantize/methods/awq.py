@@ -8,13 +8,13 @@ the architecture.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from quantize.artifact import ModelFacts
 from quantize.handed import QuantizeJob
-from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
+from quantize.methods._constraints import family_problems, integer_problems, model_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
 from quantize.record import Record
 from quantize.scheme import Scheme
@@ -60,24 +60,27 @@ class Awq(Record):
         """Integer weights only, and groups that fit the model."""
         return family_problems("awq", scheme, FORMAT) or [
             *integer_problems("awq", scheme),
-            *group_size_problems(scheme, facts),
+            *model_problems(scheme, facts),
         ]
 
     def refusal(self, device: str) -> str | None:
         """None: runs on every device."""
         return None
 
-    def quantize(self, job: QuantizeJob) -> None:
-        """Write the quantized checkpoint into `job.out`."""
+    def modifiers(self, job: QuantizeJob) -> list[Any]:
+        """What llm-compressor is told to do."""
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from llmcompressor.modifiers.transform.awq import AWQModifier
 
-        from quantize.methods._cpu_shims import awq_without_accelerator
-        from quantize.methods._llmcompressor import calibration_loader, config_groups, run
+        from quantize.methods._llmcompressor import settings
 
-        modifiers = [
-            AWQModifier(n_grid=self.n_grid, duo_scaling=self.duo_scaling),
-            QuantizationModifier(config_groups=config_groups(job.scheme), ignore=list(job.ignore)),
-        ]
+        scaling = AWQModifier(n_grid=self.n_grid, duo_scaling=self.duo_scaling)
+        return [scaling, QuantizationModifier(**settings(job))]
+
+    def quantize(self, job: QuantizeJob) -> None:
+        """Write the quantized checkpoint into `job.out`."""
+        from quantize.methods._cpu_shims import awq_without_accelerator
+        from quantize.methods._llmcompressor import run
+
         with awq_without_accelerator():
-            run(job, modifiers, calibration_loader(job))
+            run(job, self.modifiers)

@@ -16,6 +16,7 @@ from quantize.artifact import ModelFacts
 from quantize.errors import QuantizeError
 from quantize.handed import QuantizeJob
 from quantize.methods._constraints import family_problems
+from quantize.patterns import matching
 from quantize.record import Record
 from quantize.scheme import Scheme
 
@@ -66,7 +67,7 @@ class Bitsandbytes(Record):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from quantize.methods._modules import linears, matching, skeleton
+        from quantize.methods._modules import linears, skeleton
 
         job.progress("loading", 0, None)
         torch.manual_seed(job.seed)

@@ -1,18 +1,19 @@
 """GPTQ (Frantar et al. 2022, arXiv:2210.17323): round column by column, and let the columns not yet rounded make up.
 
 The correction needs the Hessian of each layer's output error, the calibration inputs' second moments, so this method is
-as good as its calibration text is like what the model will see. On a CPU nearly all the time is the column loop.
+as good as its calibration text is like what the model will see. On a CPU most of the time is the column loop, for which
+llm-compressor is given a faster one that computes the same bits (`_gptq_block.py`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from quantize.artifact import ModelFacts
 from quantize.handed import QuantizeJob
-from quantize.methods._constraints import family_problems, group_size_problems, integer_problems
+from quantize.methods._constraints import family_problems, integer_problems, model_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
 from quantize.record import Record
 from quantize.scheme import Scheme
@@ -54,24 +55,26 @@ class Gptq(Record):
         """Integer weights only, and groups that fit the model."""
         return family_problems("gptq", scheme, FORMAT) or [
             *integer_problems("gptq", scheme),
-            *group_size_problems(scheme, facts),
+            *model_problems(scheme, facts),
         ]
 
     def refusal(self, device: str) -> str | None:
         """None: runs on every device."""
         return None
 
-    def quantize(self, job: QuantizeJob) -> None:
-        """Write the quantized checkpoint into `job.out`."""
+    def modifiers(self, job: QuantizeJob) -> list[Any]:
+        """What llm-compressor is told to do."""
         from llmcompressor.modifiers.gptq import GPTQModifier
 
-        from quantize.methods._llmcompressor import calibration_loader, config_groups, run
+        from quantize.methods._gptq_block import register
+        from quantize.methods._llmcompressor import settings
 
-        modifier = GPTQModifier(
-            config_groups=config_groups(job.scheme),
-            ignore=list(job.ignore),
-            dampening_frac=self.dampening_frac,
-            block_size=self.block_size,
-            actorder=self.actorder,
-        )
-        run(job, [modifier], calibration_loader(job))
+        register()
+        own = self.model_dump(exclude={"kind"})
+        return [GPTQModifier(**settings(job), **own)]
+
+    def quantize(self, job: QuantizeJob) -> None:
+        """Write the quantized checkpoint into `job.out`."""
+        from quantize.methods._llmcompressor import run
+
+        run(job, self.modifiers)

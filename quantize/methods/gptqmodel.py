@@ -26,6 +26,7 @@ from quantize.methods._packed import (
     weight_only_problems,
     words,
 )
+from quantize.patterns import matching
 from quantize.record import Record
 from quantize.scheme import Scheme
 
@@ -100,7 +101,7 @@ class Gptqmodel(Record):
         import torch
         from gptqmodel import GPTQModel
 
-        from quantize.methods._modules import linears, matching, skeleton
+        from quantize.methods._modules import linears, skeleton
 
         torch.manual_seed(job.seed)
         arithmetic, saved_dtype = dtypes(job)

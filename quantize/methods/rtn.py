@@ -6,11 +6,11 @@ grid point. It takes seconds, is close to lossless at 8 bits, and is the yardsti
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.handed import QuantizeJob
-from quantize.methods._constraints import family_problems, group_size_problems
+from quantize.methods._constraints import family_problems, model_problems
 from quantize.methods._llmcompressor import FORMAT, LIBRARIES
 from quantize.record import Record
 from quantize.scheme import Scheme
@@ -32,7 +32,7 @@ class Rtn(Record):
 
     @property
     def calibrated(self) -> bool:
-        """Never: weight scales come from the weights, activation scales are found per token while serving."""
+        """Not by itself: weight scales come from the weights. Schemes that store ranges of activations need tokens."""
         return False
 
     @property
@@ -42,16 +42,22 @@ class Rtn(Record):
 
     def problems(self, scheme: Scheme, facts: ModelFacts) -> list[str]:
         """Every preset will do, as long as its groups fit the model."""
-        return family_problems("rtn", scheme, FORMAT) + group_size_problems(scheme, facts)
+        return family_problems("rtn", scheme, FORMAT) + model_problems(scheme, facts)
 
     def refusal(self, device: str) -> str | None:
         """None: runs on every device."""
         return None
 
-    def quantize(self, job: QuantizeJob) -> None:
-        """Write the quantized checkpoint into `job.out`."""
+    def modifiers(self, job: QuantizeJob) -> list[Any]:
+        """What llm-compressor is told to do."""
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        from quantize.methods._llmcompressor import config_groups, run
+        from quantize.methods._llmcompressor import settings
 
-        run(job, [QuantizationModifier(config_groups=config_groups(job.scheme), ignore=list(job.ignore))], None)
+        return [QuantizationModifier(**settings(job))]
+
+    def quantize(self, job: QuantizeJob) -> None:
+        """Write the quantized checkpoint into `job.out`."""
+        from quantize.methods._llmcompressor import run
+
+        run(job, self.modifiers)

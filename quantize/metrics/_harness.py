@@ -16,6 +16,7 @@ from typing import Any
 from quantize.errors import DataError
 
 __all__ = [
+    "as_they_stand",
     "find_documents_by_number",
     "fix_fewshot",
     "generation_stops",
@@ -44,30 +45,43 @@ def make_task(name: str, documents: list[dict[str, Any]], config: dict[str, Any]
 
 
 def run_tasks(
-    lm: Any, tasks: dict[str, Any], *, seed: int, documents: dict[str, list[int]] | None = None
+    lm: Any, tasks: dict[str, Any], *, seed: int, documents: dict[str, list[int]] | None = None, verbatim: bool = False
 ) -> dict[str, list[Sample]]:
     """Samples per task, as the harness logs them: `doc`, `filter`, `resps`, `target` and each metric of the task.
 
     `documents` are the numbers of the documents to ask, by task; all where it is None. They are sorted here: of an
-    unsorted list the harness logs wrong numbers. `seed` is that of sampled answers.
+    unsorted list the harness logs wrong numbers. `seed` is that of sampled answers. With `verbatim`, prompts bring
+    their special tokens with them.
     """
     import torch
     from lm_eval.evaluator import evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     torch.manual_seed(seed)
-    result = evaluate(
-        lm=lm,
-        task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
-        samples={name: sorted(numbers) for name, numbers in documents.items()} if documents is not None else None,
-        bootstrap_iters=0,
-        log_samples=True,
-        cache_requests=False,
-    )
+    with as_they_stand(lm, verbatim=verbatim):
+        result = evaluate(
+            lm=lm,
+            task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
+            samples={name: sorted(numbers) for name, numbers in documents.items()} if documents is not None else None,
+            bootstrap_iters=0,
+            log_samples=True,
+            cache_requests=False,
+        )
     if result is None:
         raise DataError("lm-eval returned nothing.")
     samples: dict[str, list[Sample]] = result["samples"]
     return samples
+
+
+@contextmanager
+def as_they_stand(lm: Any, *, verbatim: bool) -> Iterator[None]:
+    """Let the model take texts with the special tokens that are written in them, and add none, for a while."""
+    before = lm.verbatim
+    lm.verbatim = verbatim
+    try:
+        yield
+    finally:
+        lm.verbatim = before
 
 
 def find_documents_by_number(task: Any, documents: list[dict[str, Any]]) -> None:

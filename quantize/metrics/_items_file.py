@@ -1,26 +1,38 @@
-"""Reading eval items from JSONL: every line checked before anything is spent, every error with file:line."""
+"""Reading eval items from JSONL: every line checked before anything is spent, every error with file:line.
+
+A key that items did not always have is left out of their digest where an item does not use it: what was measured
+before stays what it was.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import DataError
+from quantize.metrics._item_keys import asked
 from quantize.record import digest
 
 __all__ = ["Item", "items_digest", "load_items"]
 
-_KEYS = {"id", "prompt", "choices", "answer", "cluster", "slice"}
-_NEEDED = ("id", "prompt", "answer")
+_KEYS = {"id", "prompt", "messages", "choices", "answer", "cluster", "slice", "stop", "max_tokens"}
+#: What an item may leave out without being another one: the value that says nothing, by field.
+_SILENT: dict[str, Any] = {"messages": (), "stop": None, "max_tokens": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question. With `choices`, `answer` is the index of the right one; without, the text to generate."""
+    """One question. With `choices`, `answer` is the index of the right one; without, the text to generate.
+
+    Where another scorer than the text itself decides, `answer` may have been any JSON value, or none: it is text here.
+    A chat has `messages` (role, content), and an empty `prompt` until a model's chat template has made one of them.
+    A free answer ends at one of `stop` (None: the eval's convention) and after `max_tokens` (None: the eval's). `where`
+    is the item's file:line.
+    """
 
     id: str
     prompt: str
@@ -28,26 +40,44 @@ class Item:
     answer: int | str
     cluster: str | None
     slice: str | None
+    messages: tuple[tuple[str, str], ...] = ()
+    stop: tuple[str, ...] | None = None
+    max_tokens: int | None = None
+    where: str = field(default="", compare=False)
 
     @property
     def target(self) -> str:
         """The right answer's text."""
         return self.choices[int(self.answer)] if self.choices is not None else str(self.answer)
 
+    @property
+    def text(self) -> str:
+        """What is asked, without a template's marks: the prompt, or the contents of the messages."""
+        return self.prompt or "\n".join(content for _, content in self.messages)
+
+    @property
+    def conversation(self) -> str:
+        """What is asked, for somebody else to read: the prompt, or each message with who says it."""
+        return "\n".join(f"{role}: {content}" for role, content in self.messages) or self.prompt
+
     def prompt_digest(self) -> str:
         """What both arms must have been asked."""
-        return digest([self.prompt, list(self.choices) if self.choices is not None else None])
+        asked = self.prompt or [list(message) for message in self.messages]
+        return digest([asked, list(self.choices) if self.choices is not None else None])
 
 
-def load_items(path: str) -> list[Item]:
-    """Items of a file, a glob or a folder of `.jsonl` files, in a stable order. Raises DataError naming file:line."""
+def load_items(path: str, *, texts: bool = True) -> list[Item]:
+    """Items of a file, a glob or a folder of `.jsonl` files, in a stable order. Raises DataError naming file:line.
+
+    With `texts`, the answer of an item without choices is the text that must be generated.
+    """
     files = _files(path)
     stamps = tuple((found.st_mtime_ns, found.st_size) for found in (file.stat() for file in files))
-    return list(_read(tuple(files), stamps, path))
+    return list(_read(tuple(files), stamps, path, texts))
 
 
 @lru_cache(maxsize=8)
-def _read(files: tuple[Path, ...], _stamps: tuple[tuple[int, int], ...], path: str) -> tuple[Item, ...]:
+def _read(files: tuple[Path, ...], _stamps: tuple[tuple[int, int], ...], path: str, texts: bool) -> tuple[Item, ...]:
     """The items of files as they are now: a changed file has another stamp. A plan asks for them many times."""
     seen: dict[str, str] = {}
     asked: dict[str, Item] = {}
@@ -62,7 +92,7 @@ def _read(files: tuple[Path, ...], _stamps: tuple[tuple[int, int], ...], path: s
             if not line.strip():
                 continue
             where = f"{file}:{number}"
-            item = _item(line, where)
+            item = _item(line, where, texts=texts)
             if item.id in seen:
                 raise DataError(
                     f"the id {item.id!r} was used at {seen[item.id]} already.", where=where, fix="Ids are unique."
@@ -90,7 +120,14 @@ def _read(files: tuple[Path, ...], _stamps: tuple[tuple[int, int], ...], path: s
 
 def items_digest(items: list[Item]) -> str:
     """Digest of what is asked and how it is scored, whatever file or line it stood in."""
-    return digest([{**asdict(item), "choices": list(item.choices or ())} for item in items])
+    return digest([_said(item) for item in items])
+
+
+def _said(item: Item) -> dict[str, Any]:
+    """An item as plain data, without what it does not say."""
+    said = {**asdict(item), "choices": list(item.choices or ())}
+    del said["where"]
+    return {key: value for key, value in said.items() if key not in _SILENT or value != _SILENT[key]}
 
 
 _EXAMPLE = 'A line is {"id": "1", "prompt": "2 + 2 =", "choices": [" 4", " 5"], "answer": 0}.'
@@ -111,7 +148,7 @@ def _files(path: str) -> list[Path]:
     return files
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _object(line: str, where: str, *, texts: bool) -> dict[str, Any]:
     """A line's JSON object, its keys checked and not yet its values."""
     try:
         data = json.loads(line)
@@ -128,34 +165,49 @@ def _object(line: str, where: str) -> dict[str, Any]:
         raise DataError(
             f"there is no key {unknown[0]!r} in an item.", where=where, fix=f"Keys: {', '.join(sorted(_KEYS))}."
         )
-    for key in _NEEDED:
+    if "prompt" in data and "messages" in data:
+        raise DataError("an item has a 'prompt' or 'messages', not both.", where=where)
+    needed = ["id", "messages" if "messages" in data else "prompt"]
+    for key in [*needed, *(["answer"] if texts or data.get("choices") is not None else [])]:
         if key not in data:
             raise DataError(f"the key {key!r} is missing.", where=where, fix=_EXAMPLE)
     return data
 
 
-def _item(line: str, where: str) -> Item:
-    data = _object(line, where)
+def _item(line: str, where: str, *, texts: bool) -> Item:
+    data = _object(line, where, texts=texts)
     for key in ("id", "prompt", "cluster", "slice"):
         value = data.get(key, "-")
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{key!r} must be a text that is not empty.", where=where)
     choices = data.get("choices")
-    answer = data["answer"]
-    if choices is None:
+    answer = data.get("answer", "")
+    messages, stop, max_tokens = asked(data, where)
+    if choices is None and not texts:
+        # As the text that it was, or as JSON.
+        answer = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, sort_keys=True)
+    elif choices is None:
         if not isinstance(answer, str) or not answer.strip():
             raise DataError("without choices, 'answer' is the text that must be generated.", where=where)
-        if "\n" in answer.strip():
-            raise DataError("'answer' has several lines; only the first one that is generated counts.", where=where)
+        if "\n" in answer.strip() and not messages and stop is None:
+            raise DataError(
+                "'answer' has several lines; only the first one that is generated counts.",
+                where=where,
+                fix="Give the item a 'stop' of its own: [] where the model ends by itself.",
+            )
     else:
         answer = _answer(choices, answer, where)
     return Item(
-        data["id"],
-        data["prompt"],
-        tuple(choices) if choices is not None else None,
-        answer,
-        data.get("cluster"),
-        data.get("slice"),
+        id=data["id"],
+        prompt=data.get("prompt", ""),
+        choices=tuple(choices) if choices is not None else None,
+        answer=answer,
+        cluster=data.get("cluster"),
+        slice=data.get("slice"),
+        messages=messages,
+        stop=stop,
+        max_tokens=max_tokens,
+        where=where,
     )
 
 

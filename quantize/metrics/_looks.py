@@ -22,6 +22,8 @@ from quantize.metrics._rows import item_measurements, read_rows, write_rows
 __all__ = ["Answered", "answer_in_looks", "arm_measurements", "order_in_looks"]
 
 _STOPS = "stops.json"
+#: What a row need not say.
+_UNSAID: Row = {"truncated": None, "scored_by": None, "problem": None}
 
 #: Rows of items, in any order, and sentences about what makes them worthless.
 _Answers = tuple[list[Row], list[str]]
@@ -55,8 +57,17 @@ def order_in_looks(clusters: Sequence[str | None], seed: int, look: int) -> list
     return looks
 
 
-def answer_in_looks(ids: Sequence[str], clusters: Sequence[str | None], job: EvaluateJob, answer: Answer) -> Answered:
+def answer_in_looks(
+    ids: Sequence[str],
+    clusters: Sequence[str | None],
+    job: EvaluateJob,
+    answer: Answer,
+    worthless: Callable[[list[Row], int], list[str]] = lambda _rows, _of: [],
+) -> Answered:
     """Answer items until all are answered, `job.stop` says enough, or what comes out is worthless.
+
+    `worthless` is asked after each look with all rows so far, and the number of items that they count as a share of:
+    all of them, and in the end those answered. Its sentences end the eval.
 
     `answer` is given the session, the numbers of a look's items and the look's number; rows lack `place` and `look`,
     which are added here. An item without a row, or with two, is a hard stop.
@@ -86,11 +97,13 @@ def answer_in_looks(ids: Sequence[str], clusters: Sequence[str | None], job: Eva
         stops += json.loads((kept / _STOPS).read_text(encoding="utf-8"))
         done += 1
         job.progress("items", place, len(ids))
+        stops += worthless(rows, len(ids))
         if stops:
             break
         reason = job.stop(rows) if place < len(ids) else None
         if reason is not None:
             break
+    stops += [] if stops else worthless(rows, place)
     return Answered(
         rows,
         stops[:5],
@@ -124,7 +137,7 @@ def _keep(job: EvaluateJob, number: int, places: dict[str, int], answer: Callabl
     found, stops = answer(number)
 
     def write(directory: Path) -> None:
-        rows = [{"place": places[row["item_id"]], "look": number, **row} for row in found]
+        rows = [{**_UNSAID, "place": places[row["item_id"]], "look": number, **row} for row in found]
         write_rows(sorted(rows, key=lambda row: (row["place"], row["filter"])), ITEM_ROWS, directory)
         answered = [row["item_id"] for row in found]
         lost = sorted(set(places) - set(answered))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["compare_items", "pair_items"]
 
 _AGAIN = "The eval set changed between the arms: run again, so that both are measured on one set."
+_JUDGED_ALIKE = "Set the scorer's `version` to that of now, so that both arms are scored again."
+_HELD_ALIKE = "Run the recipe again where both arms are scored: on one machine, with the same kernel settings."
+#: How `scored_by` begins where a command has scored.
+_COMMAND = "command;"
 
 #: Margin and one-sided level of the limits that are shown where no gate has its own.
 _MARGIN, _ALPHA = 0.05, 0.05
@@ -51,7 +55,7 @@ def pair_items(name: str, baseline: list[Row], variant: list[Row]) -> dict[str, 
 
 
 def compare_items(name: str, baseline: list[Row], variant: list[Row], early: float) -> list[Comparison]:
-    """Differences of the paired scores with their limits; harmful flips; the ratio of output lengths."""
+    """Differences of the paired scores with their limits; answers cut off; harmful flips; the ratio of lengths."""
     joined = _join(baseline, variant)
     found = []
     for metric, pairs in pair_items(name, baseline, variant).items():
@@ -64,6 +68,7 @@ def compare_items(name: str, baseline: list[Row], variant: list[Row], early: flo
         ]
         found.append(_difference(metric, chosen, column, pairs, early))
     whole = not joined.left
+    found += _truncated(f"{name}.truncated", joined, early)
     found.append(_harmful(f"{name}.harmful_flips", joined.answered, whole=whole))
     return found + _lengths(f"{name}.output_tokens", joined.answered, whole=whole)
 
@@ -86,6 +91,8 @@ def _join(baseline: list[Row], variant: list[Row]) -> _Joined:
             raise DataError(f"the arms were asked different things under item {key[0]!r}.", fix=_AGAIN)
         if left[key]["target"] != right[key]["target"]:
             raise DataError(f"the arms were scored against different answers to item {key[0]!r}.", fix=_AGAIN)
+        if not _judged_alike(left[key], right[key]):
+            raise _judged_otherwise(key[0], left[key].get("scored_by"), right[key].get("scored_by"))
         if left[key]["cluster"] != right[key]["cluster"] or left[key]["slice"] != right[key]["slice"]:
             raise DataError(f"the arms have item {key[0]!r} in different clusters or slices.", fix=_AGAIN)
     ordered = sorted(left, key=lambda key: (left[key]["place"], key))
@@ -105,6 +112,22 @@ def _keyed(rows: list[Row], arm: str) -> dict[tuple[str, str], Row]:
     if not found:
         raise DataError("there are no rows.", where=arm)
     return found
+
+
+def _judged_otherwise(item: str, one: str | None, other: str | None) -> DataError:
+    """The error for an item that a judge of another version scored, or a command that was held in another sandbox."""
+    if any((by or "").startswith(_COMMAND) for by in (one, other)):
+        what, mend = "commands that were held otherwise", _HELD_ALIKE
+    else:
+        what, mend = "different judges", _JUDGED_ALIKE
+    return DataError(f"the arms were scored by {what} under item {item!r}: {one}, and {other}.", fix=mend)
+
+
+def _judged_alike(one: Row, other: Row) -> bool:
+    """Whether the same had a say in two scores; whose item could not be scored at all, nobody had one."""
+    if any(row.get("scored_by") is None and row.get("problem") is not None for row in (one, other)):
+        return True
+    return bool(one.get("scored_by") == other.get("scored_by"))
 
 
 def _is_in(slice_name: str, row: Row) -> bool:
@@ -167,6 +190,28 @@ def _difference(metric: str, chosen: list[tuple[Row, Row]], column: str, pairs: 
             "mcnemar": test.mcnemar,
         },
     )
+
+
+def _truncated(metric: str, joined: _Joined, early: float) -> list[Comparison]:
+    """The difference of the shares of answers that were cut off: of those that were not, turned round."""
+    cut = _only(joined, lambda row: row.get("truncated") is not None)
+    ended = [[{**row, "ended": 1.0 - row["truncated"]} for row in pair] for pair in cut.answered]
+    if not ended or any(other.get("truncated") is None for _, other in cut.answered):
+        return []
+    left = [{**row, "ended": 1.0 - row["truncated"]} for row in cut.left]
+    pairs = [(one, other) for one, other in ended]
+    whole = _difference(metric, pairs, "ended", _pairs(_Joined(pairs, left), "ended"), early)
+    return [
+        whole.model_copy(
+            update={
+                "baseline": 1.0 - whole.baseline,
+                "variant": 1.0 - whole.variant,
+                "difference": -whole.difference,
+                "low": None if whole.high is None else -whole.high,
+                "high": None if whole.low is None else -whole.low,
+            }
+        )
+    ]
 
 
 def _harmful(metric: str, pairs: list[tuple[Row, Row]], *, whole: bool) -> Comparison:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 from quantize.errors import DataError
 from quantize.evidence import Measurement
 from quantize.handed import Row
 from quantize.stats import wilson_interval
+
+#: Columns that rows of items of an older program lack.
+_LATER = ("truncated", "scored_by", "problem")
 
 __all__ = ["check_scores", "item_measurements", "read_rows", "write_rows"]
 
@@ -23,7 +27,7 @@ def write_rows(rows: list[Row], columns: dict[str, str], out: Path) -> None:
 
 
 def read_rows(artifact: Path) -> list[Row]:
-    """The rows of an `evaluate` artifact. Raises DataError."""
+    """The rows of an `evaluate` artifact; columns that they did not always have are null. Raises DataError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -34,7 +38,8 @@ def read_rows(artifact: Path) -> list[Row]:
         raise DataError(
             f"the rows cannot be read: {error}", where=str(path), fix=f"Remove {artifact} and run again."
         ) from error
-    return rows
+    lacking = [name for name in _LATER if rows and "item_id" in rows[0] and name not in rows[0]]
+    return [{**row, **dict.fromkeys(lacking)} for row in rows] if lacking else rows
 
 
 def check_scores(rows: list[Row], where: str) -> None:
@@ -52,7 +57,11 @@ def check_scores(rows: list[Row], where: str) -> None:
 
 
 def item_measurements(name: str, rows: list[Row]) -> list[Measurement]:
-    """Accuracy over all rows and per slice; of generated answers also how many hold one, and their length in tokens."""
+    """Accuracy over all rows and per slice.
+
+    Of generated answers also how many hold one and how many were cut off, their length in tokens, and how many could
+    not be scored, where any.
+    """
     groups = {"": rows}
     for row in rows:
         if row["slice"] is not None:
@@ -69,10 +78,18 @@ def item_measurements(name: str, rows: list[Row]) -> list[Measurement]:
         found.append(
             Measurement(name=f"{name}.output_tokens", value=mean, unit="tokens", n=len(read), direction="lower")
         )
+    cut = [row["truncated"] for row in read if row.get("truncated") is not None]
+    if cut:
+        found.append(_share(f"{name}.truncated", cut, alone=alone, direction="lower"))
+    lost = [float(row.get("problem") is not None) for row in rows]
+    if any(lost):
+        found.append(_share(f"{name}.not_scored", lost, alone=alone, direction="lower"))
     return found
 
 
-def _share(name: str, scores: list[float], *, alone: bool) -> Measurement:
+def _share(
+    name: str, scores: list[float], *, alone: bool, direction: Literal["higher", "lower"] = "higher"
+) -> Measurement:
     """A mean score, with its 95 % Wilson interval where every score is 0 or 1 and every item stands `alone`."""
     total, n = sum(scores), len(scores)
     binary = alone and all(score in (0.0, 1.0) for score in scores)
@@ -82,7 +99,7 @@ def _share(name: str, scores: list[float], *, alone: bool) -> Measurement:
         value=total / n if n else 0.0,
         unit="share",
         n=n,
-        direction="higher",
+        direction=direction,
         low=interval.lower if interval else None,
         high=interval.upper if interval else None,
     )

@@ -2,37 +2,50 @@
 
 Convention: with choices, the answer is the one with the greatest summed log-likelihood after the prompt (lm-eval's
 `acc`; not length-normalised); without, the generated text up to the first newline must equal the answer after stripping
-(`exact_match`). With several `generations`, an item's score is the share of them that are right.
+(`exact_match`). A `scorer` sets another. With several `generations`, an item's score is the mean of theirs.
 
-A generation holds an answer (`parsed`) unless it is empty or was cut off at `max_new_tokens` before it came to an end.
-Its length is that of its text, tokenized again.
+A generation holds an answer (`parsed`) unless the scorer finds none in it or it was cut off (`truncated`), which is to
+say that it has as many tokens as it may have. Its length is that of its text, tokenized again.
+
+A chat (`messages`) is asked as its model's own template writes it (`chat`), and its answer goes on to the end of the
+turn. An item that is longer than the engine reads is an error before anything is asked.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from quantize.chat import ChatTemplate, chat_template
 from quantize.evidence import ArmMeasurements, Comparison
 from quantize.handed import EvaluateJob, Row, Session
-from quantize.metrics._harness import generation_stops, make_task, run_tasks
+from quantize.metrics._harness import generation_stops, run_tasks
+from quantize.metrics._item_tasks import FreeAnswers, ask, check_lengths
 from quantize.metrics._items_file import Item, items_digest, load_items
 from quantize.metrics._looks import answer_in_looks, arm_measurements
 from quantize.metrics._pairs import compare_items, pair_items
 from quantize.metrics._rows import read_rows
-from quantize.record import Record
+from quantize.metrics._scored_rows import answer_rows, check_scorable, choice_row, not_scored
+from quantize.record import Record, digest
+from quantize.scorers import Choice, Command, Exact, ScorerConfig
+from quantize.scoring import Scorer, Scoring
 
 __all__ = ["Items"]
+
+_NO_TEMPLATE = "Give the items a `prompt` instead of `messages`, or the model a chat_template.jinja."
 
 
 class Items(Record):
     """`path` is a JSONL file, a folder of them, or a glob. Measures `<name>.accuracy`, overall and per slice.
 
     Free answers are generated `generations` times at `temperature` (once and greedily, if nothing is said) and measure
-    also `<name>.parsed` and `<name>.output_tokens`.
+    also `<name>.parsed`, `<name>.truncated` and `<name>.output_tokens`. Without a `scorer` they are right when they are
+    the item's answer (`exact`), and of choices the likeliest counts (`choice`, raw).
     """
 
     kind: Literal["items"] = "items"
@@ -41,6 +54,7 @@ class Items(Record):
     max_new_tokens: Annotated[int, Field(gt=0)] = 64
     generations: Annotated[int, Field(ge=1, le=64, description="Sampled answers to an item without choices.")] = 1
     temperature: Annotated[float, Field(ge=0, le=2, description="0: greedy.")] = 0.0
+    scorer: Annotated[ScorerConfig | None, Field(description="What makes an answer right.")] = None
 
     @model_validator(mode="after")
     def _several_need_chance(self) -> Items:
@@ -51,7 +65,7 @@ class Items(Record):
     @property
     def quantities(self) -> tuple[str, ...]:
         """See `protocols.Metric`."""
-        return ("accuracy", "parsed", "harmful_flips", "output_tokens")
+        return ("accuracy", "parsed", "truncated", "harmful_flips", "output_tokens")
 
     @property
     def paired(self) -> tuple[str, ...]:
@@ -59,42 +73,82 @@ class Items(Record):
         return ("accuracy", "parsed")
 
     def identity(self) -> dict[str, Any]:
-        """The items' digest and how they are asked."""
-        config = self.model_dump(mode="json", exclude={"path", "name"})
-        return {**config, "items": items_digest(load_items(self.path))}
+        """The items' digest and how they are asked and scored."""
+        config = self.model_dump(mode="json", exclude={"path", "name", "scorer"})
+        items = self._load()
+        check_scorable(items, self.scorer)
+        if self.scorer not in (None, Exact(), Choice()):
+            config["scorer"] = self._scorer.identity()
+        if self.generates():
+            # Answers that were read before their rows said which of them were cut off are read again.
+            config["answers"] = "with truncated"
+        return {**config, "items": items_digest(items)}
 
     def dataset(self) -> str:
         """See `protocols.Metric`."""
-        return items_digest(sorted(load_items(self.path), key=lambda item: item.id))
+        return items_digest(sorted(self._load(), key=lambda item: item.id))
 
     def cluster_sizes(self, slice_name: str | None = None, quantity: str = "accuracy") -> list[int]:
         """Items by cluster; an item without a cluster is one of its own. Only free answers can be unreadable."""
-        items = [item for item in load_items(self.path) if quantity != "parsed" or item.choices is None]
+        items = [item for item in self._load() if quantity != "parsed" or item.choices is None]
         chosen = [item for item in items if slice_name is None or item.slice == slice_name]
         named = Counter(item.cluster for item in chosen if item.cluster is not None)
         return [*named.values(), *(1 for item in chosen if item.cluster is None)]
 
     def generates(self) -> bool:
         """Whether any item is answered freely."""
-        return any(item.choices is None for item in load_items(self.path))
+        return any(item.choices is None for item in self._load())
+
+    def chats(self) -> bool:
+        """Whether any item is a conversation, which takes a chat template to ask."""
+        return any(item.messages for item in self._load())
 
     def slices(self) -> tuple[str, ...]:
         """The slices that items name, sorted."""
-        return tuple(sorted({item.slice for item in load_items(self.path) if item.slice is not None}))
+        return tuple(sorted({item.slice for item in self._load() if item.slice is not None}))
 
     def texts(self) -> list[str]:
         """Every prompt."""
-        return [item.prompt for item in load_items(self.path)]
+        return [item.text for item in self._load()]
+
+    def lacking(self) -> str | None:
+        """What this machine lacks to score the answers; None where nothing."""
+        return self._scorer.lacking()
+
+    def held_in(self) -> str | None:
+        """What this machine holds the scorer's command in; None where no command scores."""
+        return self.scorer.held_in() if isinstance(self.scorer, Command) else None
+
+    @property
+    def _scorer(self) -> Scorer:
+        """What scores generated answers, or chooses among choices where none is generated."""
+        return self.scorer if self.scorer is not None else Exact()
+
+    def _load(self) -> list[Item]:
+        return load_items(self.path, texts=self._scorer.reads_lines or not self._scorer.generates)
 
     def measure(self, job: EvaluateJob) -> ArmMeasurements:
         """See `protocols.Metric.measure`."""
-        items = load_items(self.path)
+        template = chat_template(job.baseline, _NO_TEMPLATE) if self.chats() else None
+        dataset = items_digest(self._load())
+        items = [_rendered(item, template) for item in self._load()]
+        free = FreeAnswers(self.generations, self.temperature, self.max_new_tokens)
 
-        def answer(session: Session, numbers: list[int], look: int) -> tuple[list[Row], list[str]]:
-            return self._answer(session, [items[number] for number in numbers], job.seed + look)
+        @cache
+        def fits(lm: Any) -> None:
+            check_lengths(lm, items, free)
 
-        answered = answer_in_looks([item.id for item in items], [item.cluster for item in items], job, answer)
-        return arm_measurements(self.name, job, answered, items_digest(items))
+        with closing(self._scorer.open(job.kept)) as scoring:
+
+            def answer(session: Session, numbers: list[int], look: int) -> tuple[list[Row], list[str]]:
+                fits(session.lm())
+                return self._answer(session, [items[number] for number in numbers], free, scoring, job.seed + look)
+
+            worthless = partial(not_scored, self._scorer.errors_at_most)
+            clusters = [item.cluster for item in items]
+            answered = answer_in_looks([item.id for item in items], clusters, job, answer, worthless)
+        # By another template the same items are another eval.
+        return arm_measurements(self.name, job, answered, digest([dataset, template.digest]) if template else dataset)
 
     def pairs(self, baseline: list[Row], variant: list[Row]) -> dict[str, Any]:
         """See `protocols.Metric.pairs`."""
@@ -104,101 +158,33 @@ class Items(Record):
         """See `protocols.Metric.compare`."""
         return compare_items(self.name, read_rows(baseline), read_rows(variant), early)
 
-    def _answer(self, session: Session, items: list[Item], seed: int) -> tuple[list[Row], list[str]]:
+    def _answer(
+        self, session: Session, items: list[Item], free: FreeAnswers, scoring: Scoring, seed: int
+    ) -> tuple[list[Row], list[str]]:
         """Rows of some items, and what makes them worthless."""
         lm = session.lm()
-        samples = run_tasks(lm, self._tasks(items), seed=seed)
-        stops = generation_stops(lm)
         heard: dict[str, list[dict[str, Any]]] = {}
-        for sample in (sample for task in samples.values() for sample in task):
-            heard.setdefault(sample["doc"]["id"], []).append(sample)
+        for tasks, verbatim in ask(self.name, items, free):
+            samples = run_tasks(lm, tasks, seed=seed, verbatim=verbatim)
+            for sample in (sample for task in samples.values() for sample in task):
+                heard.setdefault(sample["doc"]["id"], []).append(sample)
+        stops = generation_stops(lm)
         rows = []
+        said = {}
         for item in items:
             found = heard.get(item.id, [])
             if item.choices is None and len(found) == self.generations:
-                rows.append(self._generated(session, item, found))
+                said[item.id] = [str(sample["filtered_resps"][0]) for sample in found]
             elif item.choices is not None:
-                chosen = [_chosen(item, sample) for sample in found]
+                best = self.scorer if isinstance(self.scorer, Choice) else Choice()
+                chosen = [choice_row(session, item, sample, best) for sample in found]
                 rows += [row for row, _ in chosen]
                 stops += [stop for _, stop in chosen if stop]
-        return rows, stops
-
-    def _tasks(self, items: list[Item]) -> dict[str, Any]:
-        """One task for the items with choices, one for those without."""
-        tasks: dict[str, Any] = {}
-        config: dict[str, Any]
-        chosen = [item for item in items if item.choices is not None]
-        free = [item for item in items if item.choices is None]
-        if chosen:
-            documents = [
-                {"id": i.id, "prompt": i.prompt, "choices": list(i.choices or ()), "answer": int(i.answer)}
-                for i in chosen
-            ]
-            config = {
-                "output_type": "multiple_choice",
-                "doc_to_text": "prompt",
-                "doc_to_choice": "choices",
-                "doc_to_target": "answer",
-                "target_delimiter": "",
-                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-            }
-            tasks[f"{self.name}-choices"] = make_task(f"{self.name}-choices", documents, config)
-        if free:
-            # One document a generation: the harness's own repeats end in a filter that keeps the first.
-            documents = [
-                {"id": i.id, "prompt": i.prompt, "answer": str(i.answer)} for i in free for _ in range(self.generations)
-            ]
-            sampling = (
-                {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-            )
-            config = {
-                "output_type": "generate_until",
-                "doc_to_text": "prompt",
-                "doc_to_target": "answer",
-                "generation_kwargs": {"until": ["\n"], "max_gen_toks": self.max_new_tokens, **sampling},
-                "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-            }
-            tasks[f"{self.name}-free"] = make_task(f"{self.name}-free", documents, config)
-        return tasks
-
-    def _generated(self, session: Session, item: Item, samples: list[dict[str, Any]]) -> Row:
-        """The row of an item whose answers were generated."""
-        texts = [str(sample["filtered_resps"][0]) for sample in samples]
-        # The harness compares as it stands; leading blanks of a generation are no error of the model.
-        answers = [text.strip() for text in texts]
-        lengths = [len(session.encode(text)) for text in texts]
-        read = [bool(a) and n < self.max_new_tokens for a, n in zip(answers, lengths, strict=True)]
-        right = [answer == str(item.answer).strip() for answer in answers]
-        return {
-            **_asked(item),
-            "score": sum(right) / len(right),
-            "parsed": sum(read) / len(read),
-            "tokens": sum(lengths) / len(lengths),
-            "answer": "\n".join(dict.fromkeys(answers)),
-        }
+        return rows + answer_rows(session, [item for item in items if item.id in said], said, free, scoring), stops
 
 
-def _chosen(item: Item, sample: dict[str, Any]) -> tuple[Row, str | None]:
-    """The row of an item with choices, and a sentence if what the model said cannot be used."""
-    choices = item.choices or ()
-    scores = [float(response[0]) for response in sample["filtered_resps"]]
-    stop = None
-    answer, score = "", 0.0
-    if all(math.isfinite(value) for value in scores):
-        answer, score = choices[scores.index(max(scores))], float(sample["acc"])
-    else:
-        stop = f"item {item.id!r} has a log-likelihood that is not finite"
-    return {**_asked(item), "score": score, "parsed": None, "tokens": None, "answer": answer}, stop
-
-
-def _asked(item: Item) -> Row:
-    """What a row holds whatever the answer."""
-    return {
-        "item_id": item.id,
-        "filter": "none",
-        "prompt_sha256": item.prompt_digest(),
-        "slice": item.slice,
-        "cluster": item.cluster,
-        "target": item.target,
-        "prompt": item.prompt,
-    }
+def _rendered(item: Item, template: ChatTemplate | None) -> Item:
+    """The item with its prompt as the model is given it."""
+    if template is None or not item.messages:
+        return item
+    return replace(item, prompt=template.render(item.messages, f"item {item.id!r}"))

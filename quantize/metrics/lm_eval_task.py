@@ -37,7 +37,8 @@ class LmEvalTask(Record):
     A YAML file is looked up in `include_path`, or in the working directory where that is not given. `metric` and
     `filter` choose which of the task's scores counts. `limit` takes the first documents only. `cluster` and `slice`
     name fields of a document: what belongs together (a passage, a template), and what is reported apart. YAML that runs
-    code is refused before the harness loads it, unless `allow_code`; the tasks that come with lm-eval are trusted.
+    code is refused before the harness loads it, but for the functions that `allow_code` names (`[utils.process]`), or
+    all of it (true, which lets templates reach out, too); the tasks that come with lm-eval are trusted.
     """
 
     kind: Literal["lm_eval"] = "lm_eval"
@@ -50,7 +51,7 @@ class LmEvalTask(Record):
     limit: Annotated[int | None, Field(gt=0)] = None
     cluster: Annotated[str | None, Field(min_length=1)] = None
     slice: Annotated[str | None, Field(min_length=1)] = None
-    allow_code: bool = False
+    allow_code: bool | tuple[str, ...] = False
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class LmEvalTask(Record):
 
     def measure(self, job: EvaluateJob) -> ArmMeasurements:
         """See `protocols.Metric.measure`."""
-        with nullcontext() if self.allow_code else sandboxed_templates(self.task):
+        with nullcontext() if self.allow_code is True else sandboxed_templates(self.task):
             name, task = self._load()
             documents = list(task.eval_docs)[: self.limit]
             ids = _ids(documents)
@@ -148,8 +149,8 @@ class LmEvalTask(Record):
         """The task and the name it has in the harness."""
         from lm_eval.tasks import TaskManager
 
-        if not self.allow_code:
-            forbid_code(self._yaml())
+        if self.allow_code is not True:
+            forbid_code(self._yaml(), self.allow_code or ())
         file = self._file()
         defaults = self.include_path is None and file is None
         manager = TaskManager(include_path=self.include_path, include_defaults=defaults)

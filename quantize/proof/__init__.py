@@ -16,31 +16,46 @@ from quantize.handed import Session
 from quantize.proof.damage import damage
 from quantize.proof.limits import LIMITS
 from quantize.proof.prompts import PROMPTS
+from quantize.proof.reference import refer
 from quantize.proof.result import Numbers, Proof, not_loaded
 from quantize.proof.witness import record
 
-__all__ = ["LIMITS", "PROMPTS", "Proof", "damage", "not_loaded", "prove", "record"]
+__all__ = ["LIMITS", "PROMPTS", "Proof", "damage", "not_loaded", "prove", "record", "refer"]
+
+
+_UNCOMPARED = (
+    "the checkpoint loads, its files are whole and its tokens are the baseline's; its answers were compared with "
+    "nothing, because there is no witness: {}"
+)
 
 
 def prove(checkpoint: Path, witness: Path, baseline: Path, session: Session, engine: str = "transformers") -> Proof:
     """Compare `checkpoint`, as loaded in `session`, with the witness in `witness` and with the baseline's directory.
 
+    Where no witness could be made, the proof says so: only files, tokens and that it answers at all were looked at.
+
     `engine` is the kind of engine that the session is of; limits depend on it. The same bytes give the same proof: how
     long it took and what it cost stands in the stage's manifest instead.
     """
     from quantize.proof import answers, result, texts, weights
-    from quantize.proof.witness import read
+    from quantize.proof.witness import nothing_recorded, read
 
     broken = damage(checkpoint)
     if broken:
         return Proof(outcome="fail", sentences=tuple(broken), numbers={})
-    recorded = read(witness)
-    numbers: Numbers = {"dtype": recorded.dtype, "engine": engine}
+    unknown = nothing_recorded(witness)
+    recorded = read(witness) if unknown is None else None
+    numbers: Numbers = {"engine": engine}
     broken += texts.text_differences(checkpoint, baseline)
-    broken += weights.weight_differences(checkpoint, recorded, numbers)
+    if recorded is not None:
+        numbers["dtype"] = recorded.dtype
+        broken += weights.weight_differences(checkpoint, recorded, numbers)
     try:
         broken += texts.engine_differences(session, baseline, numbers)
-        broken += answers.answer_differences(session, recorded, engine, numbers)
+        if recorded is not None:
+            broken += answers.answer_differences(session, recorded, engine, numbers)
+        else:
+            broken += answers.finite_answers(session, baseline, numbers)
     except (Interrupted, EngineLost):
         raise  # neither proves anything
     except QuantizeError as error:
@@ -48,4 +63,6 @@ def prove(checkpoint: Path, witness: Path, baseline: Path, session: Session, eng
         return failed.model_copy(update={"sentences": (*broken, *failed.sentences)})
     if broken:
         return Proof(outcome="fail", sentences=tuple(broken), numbers=numbers)
+    if unknown is not None:
+        return Proof(outcome="pass", sentences=(_UNCOMPARED.format(unknown),), numbers=numbers)
     return Proof(outcome="pass", sentences=(answers.closeness(numbers),), numbers=numbers)

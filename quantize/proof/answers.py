@@ -7,6 +7,7 @@ a lower bound where it gives the likeliest tokens only. `compared_mass` says how
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize.handed import Session
@@ -18,7 +19,7 @@ from quantize.proof.witness import Witness
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["answer_differences", "closeness"]
+__all__ = ["answer_differences", "closeness", "finite_answers"]
 
 #: What the sum of an engine's own probabilities may miss of 1 by rounding: the bucket of the others is no smaller.
 #: Top-k engines answer in float32, whole distributions are normalised in float64.
@@ -32,6 +33,7 @@ def answer_differences(session: Session, witness: Witness, engine: str, numbers:
     rounded = witness.rounded or (engine == "llamacpp" and bool(witness.ggml_types - {"F32", "F16", "BF16"}))
     allowed = limit(engine, rounded, witness.dtype, session.arithmetic)
     numbers |= {"distributions": session.distributions, "session_dtype": session.arithmetic}
+    numbers["witness"] = "reference" if witness.referred else "in memory"
     numbers |= {"positions": len(witness.top_ids), "limit": allowed}
     if int(witness.top_ids.max()) >= session.vocabulary:
         return [f"the vocabulary has {session.vocabulary} tokens, fewer than the model in memory had"]
@@ -49,7 +51,7 @@ def answer_differences(session: Session, witness: Witness, engine: str, numbers:
     if mean <= allowed:
         return []
     sentence = (
-        f"the checkpoint does not answer as the model in memory did: over {len(kl)} positions the KL divergence is "
+        f"the checkpoint does not answer as {_whom(numbers)}: over {len(kl)} positions the KL divergence is "
         f"{_at_least(numbers)}{mean:.1e} nat on average (limit {allowed:.0e}) and {largest:.1e} at most, and the most "
         f"likely token agrees at {agreement:.0%}"
     )
@@ -59,13 +61,35 @@ def answer_differences(session: Session, witness: Witness, engine: str, numbers:
 def closeness(numbers: Numbers) -> str:
     """The sentence of a proof that passed."""
     said = (
-        f"the checkpoint answers as the model in memory did: over {numbers['positions']} positions the KL divergence "
+        f"the checkpoint answers as {_whom(numbers)}: over {numbers['positions']} positions the KL divergence "
         f"is {_at_least(numbers)}{numbers['mean_kl']:.1e} nat on average (limit {numbers['limit']:.0e})"
     )
     share = numbers["compared_mass"]
     if numbers["distributions"] == "full" or not isinstance(share, float):
         return said
     return f"{said}, a lower bound from the tokens that the engine names, which hold {share:.2%} of the probability"
+
+
+def finite_answers(session: Session, tokenizer_dir: Path, numbers: Numbers) -> list[str]:
+    """For a checkpoint without a witness: whether the session gives a probability to what the prompts go on with."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from quantize.proof.prompts import PROMPTS
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    numbers |= {"distributions": session.distributions, "session_dtype": session.arithmetic, "witness": "none"}
+    prompts = [torch.tensor(tokenizer(prompt).input_ids) for prompt in PROMPTS]
+    found = torch.cat([session.log_probabilities(ids, ids[-POSITIONS:, None]) for ids in prompts])
+    silent = int((~found.isfinite().any(1)).sum())
+    numbers["positions"] = len(found)
+    return [f"logits are not finite at {silent} of {len(found)} positions"] if silent else []
+
+
+def _whom(numbers: Numbers) -> str:
+    return (
+        "a reading of its files by a reference does" if numbers["witness"] == "reference" else "the model in memory did"
+    )
 
 
 def _at_least(numbers: Numbers) -> str:

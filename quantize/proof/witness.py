@@ -16,16 +16,19 @@ from quantize.proof.prompts import POSITIONS, PROMPTS, TOP, WITNESS_FILE
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Witness", "read", "record"]
+__all__ = ["Witness", "nothing_recorded", "read", "record", "record_nothing"]
 
 _FINGERPRINT = "fingerprint."
+#: Instead of the witness, where no reference could be made.
+_NOTHING = "nothing.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Witness:
     """A recorded witness: `prompts` are ids int64 (tokens) each; see `record` for the tensors.
 
-    `dtype` is that of the arithmetic; `rounded` says whether the format itself rounds activations.
+    `dtype` is that of the arithmetic; `rounded` says whether the format itself rounds activations; `referred` that no
+    model was in memory before the files were there, so that they were read by a reference.
     """
 
     prompts: list[torch.Tensor]
@@ -37,6 +40,7 @@ class Witness:
     dtype: str
     rounded: bool
     vocabulary: int
+    referred: bool = False
 
     @property
     def ggml_types(self) -> set[str]:
@@ -44,7 +48,9 @@ class Witness:
         return {layout["type"] for layout in self.layouts.values() if layout["kind"] == "gguf"}
 
 
-def record(model: Any, tokenizer_dir: Path, out: Path, checkpoint: Path | None = None) -> None:
+def record(
+    model: Any, tokenizer_dir: Path, out: Path, checkpoint: Path | None = None, *, referred: bool = False
+) -> None:
     """Write what `model` (a transformers causal LM) answers to the prompts into `out`/witness.safetensors.
 
     Tensors: `ids` int64 (all prompts, end to end) and `lengths` int64 (prompts); `top_ids` int64 and `top_logits`
@@ -86,9 +92,10 @@ def record(model: Any, tokenizer_dir: Path, out: Path, checkpoint: Path | None =
     metadata = {
         "version": 2,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "rounded": any(_rounds_activations(layout) for layout in layouts.values()),
+        "rounded": any(_rounds_activations(layout) for layout in layouts.values()) or _rounds_keys(model),
         "vocabulary": logits.shape[1],
         "layouts": layouts,
+        **({"referred": True} if referred else {}),
     }
     # One entry, because safetensors writes several in an order of its own: the same model gives the same bytes.
     save_file(tensors, out / WITNESS_FILE, metadata={"witness": json.dumps(metadata, sort_keys=True)})
@@ -113,7 +120,21 @@ def read(folder: Path) -> Witness:
         dtype=metadata["dtype"],
         rounded=metadata["rounded"],
         vocabulary=metadata["vocabulary"],
+        referred=metadata.get("referred", False),
     )
+
+
+def record_nothing(out: Path, why: str) -> None:
+    """Write down that there is no witness, and why."""
+    (out / _NOTHING).write_text(json.dumps({"why": why}), encoding="utf-8")
+
+
+def nothing_recorded(folder: Path) -> str | None:
+    """Why `folder` has no witness; None where it has one."""
+    if (folder / WITNESS_FILE).is_file():
+        return None
+    path = folder / _NOTHING
+    return str(json.loads(path.read_text(encoding="utf-8"))["why"]) if path.is_file() else "none was kept"
 
 
 def _encode(tokenizer_dir: Path) -> list[list[int]]:
@@ -121,6 +142,11 @@ def _encode(tokenizer_dir: Path) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     return [list(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+
+
+def _rounds_keys(model: Any) -> bool:
+    """Whether attention rounds its keys and values (compressed-tensors)."""
+    return any(hasattr(module, "k_scale") and hasattr(module, "v_scale") for module in model.modules())
 
 
 def _rounds_activations(layout: dict[str, Any]) -> bool:

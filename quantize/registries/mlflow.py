@@ -20,38 +20,56 @@ from pydantic import AfterValidator, Field
 
 from quantize.actor import actor
 from quantize.errors import DataError, RegistryError
-from quantize.handed import VersionState
-from quantize.protocols import MANIFEST_FILE
+from quantize.handed import Progress, silent
 from quantize.record import Record
 from quantize.registries._aliases import Smaller, Target, is_alias
-from quantize.registries._client import asking, database_file, sanitize
+from quantize.registries._client import asking, database_file
+from quantize.registries._journal import SUFFIX, append, entries, journal_name, renew
+from quantize.registries._runs import download_known, log_all, log_datasets
+from quantize.registries._weights import (
+    WEIGHTS,
+    fetch_weights,
+    is_place,
+    lay_pointer,
+    send_weights,
+    weights_problems,
+)
+from quantize.registry import MANIFEST_FILE, DatasetUse, JournalLine, VersionState
 from quantize.verdict import Decision
 
 __all__ = ["Mlflow"]
 
 _PREFIX = "quantize."
 _RETRIES = 5
-_BATCH = 100  # MLflow takes 100 parameters and 1000 metrics at once
 _PAGE = 1000
-_PARAM_LENGTH = 6000
+_DESCRIPTION = "Managed by quantize: move aliases with it only."
+_HEAD = "quantize.journal_head"
+
+
+def _is_name(name: str) -> str:
+    if name.endswith(SUFFIX):
+        raise ValueError(f"{name!r} is the name of a journal")
+    return name
 
 
 class Mlflow(Record):
     """`name` is the registered model. Without `uri`: MLFLOW_TRACKING_URI, else a database inside the store.
 
-    `experiment` defaults to the name; `artifacts` is where an embedded store keeps its files.
+    `experiment` defaults to the name; `artifacts` is where an embedded store keeps its files. With `weights`, the files
+    of versions go to that bucket or shared folder, past the server, which keeps their list alone.
     """
 
     kind: Literal["mlflow"] = "mlflow"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(_is_name)] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     uri: str | None = None
     experiment: str | None = None
     artifacts: str | None = None
+    weights: Annotated[str, AfterValidator(is_place)] | None = None
     targets: dict[Annotated[str, AfterValidator(is_alias)], Target] = Field(default_factory=dict)
     trade: Smaller | None = None
 
     def versions(self) -> list[VersionState]:
-        """See `protocols.Registry`. Two questions: MLflow keeps aliases with the model, not with its versions."""
+        """See `registry.Registry`. Two questions: MLflow keeps aliases with the model, not with its versions."""
         if self._absent():
             return []
         with self._asking() as mlflow:
@@ -66,24 +84,43 @@ class Mlflow(Record):
         return sorted(states, key=lambda state: int(state.version))
 
     def aliases(self) -> dict[str, str]:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         if self._absent():
             return {}
         with self._asking() as mlflow:
             model = self._model(mlflow)
             return {alias: str(version) for alias, version in (model.aliases if model else {}).items()}
 
-    def publish(self, checkpoint: Path, manifest: str, variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
-        """See `protocols.Registry`. The files are logged as a logged model of the run, then registered."""
+    def problems(self) -> list[str]:
+        """See `registry.Registry`."""
+        return weights_problems(self.weights, self.name) if self.weights is not None else []
+
+    def publish(
+        self,
+        checkpoint: Path,
+        manifest: str,
+        variant: str,
+        run_id: str,
+        tags: dict[str, str],
+        progress: Progress = silent,
+    ) -> VersionState:
+        """See `registry.Registry`. The files are logged as a logged model of the run, then registered."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folders = [checkpoint, Path(scratch)]
+            (folders[-1] / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
+            if self.weights is not None:
+                uri = send_weights(self.weights, self.name, checkpoint, manifest, progress)
+                folders = [lay_pointer(folders[-1], uri)]
+                tags = {**tags, WEIGHTS: uri}
+            return self._register(folders, variant, run_id, tags)
+
+    def _register(self, folders: list[Path], variant: str, run_id: str, tags: dict[str, str]) -> VersionState:
         with self._asking() as mlflow:
-            if self._model(mlflow) is None:
-                self._create(mlflow)
+            self._create(mlflow, self.name)
             experiment = mlflow.get_run(run_id).info.experiment_id
             model = mlflow.create_logged_model(experiment, name=variant, source_run_id=run_id)
-            mlflow.log_model_artifacts(model.model_id, str(checkpoint))
-            with tempfile.TemporaryDirectory() as scratch:
-                (Path(scratch) / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
-                mlflow.log_model_artifacts(model.model_id, scratch)
+            for folder in folders:
+                mlflow.log_model_artifacts(model.model_id, str(folder))
             mlflow.finalize_logged_model(model.model_id, "READY")
             version = mlflow.create_model_version(
                 self.name,
@@ -92,11 +129,14 @@ class Mlflow(Record):
                 model_id=model.model_id,
                 tags={_PREFIX + key: value for key, value in {**tags, "variant": variant}.items()},
             )
-            return _state(version, [])
+            return _state(self._first(mlflow, version), [])
 
-    def set_alias(self, alias: str, version: str) -> None:
-        """See `protocols.Registry`."""
+    def set_alias(self, alias: str, version: str | None) -> None:
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
+            if version is None:
+                mlflow.delete_registered_model_alias(self.name, alias)
+                return
             mlflow.set_registered_model_alias(self.name, alias, version)
             read = str(mlflow.get_model_version_by_alias(self.name, alias).version)
         if read != version:
@@ -107,13 +147,81 @@ class Mlflow(Record):
             )
 
     def tag(self, version: str, tags: dict[str, str]) -> None:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
             for key, value in tags.items():
                 mlflow.set_model_version_tag(self.name, version, _PREFIX + key, value)
 
+    @property
+    def lock_file(self) -> Path | None:
+        """See `registry.Registry`: beside an embedded database."""
+        file = database_file(self._address())
+        return file.with_name(f"{file.name}.{self.name}.lock") if file is not None else None
+
+    def prepare(self) -> None:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            for name in (self.name, journal_name(self.name)):
+                self._create(mlflow, name)
+
+    def append(self, text: str, digest: str) -> int:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            return append(mlflow, self.name, text, digest)
+
+    def entries(self, after: int) -> list[JournalLine]:
+        """See `registry.Registry`."""
+        if self._absent():
+            return []
+        with self._asking() as mlflow:
+            return entries(mlflow, self.name, after)
+
+    def renew(self, number: int, value: str) -> None:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            renew(mlflow, self.name, number, value)
+
+    def head(self) -> str:
+        """See `registry.Registry`."""
+        if self._absent():
+            return ""
+        with self._asking() as mlflow:
+            model = self._model(mlflow)
+            return str(model.tags.get(_HEAD, "")) if model is not None else ""
+
+    def set_head(self, mark: str) -> None:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            mlflow.set_registered_model_tag(self.name, _HEAD, mark)
+
+    def description(self) -> str:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            model = self._model(mlflow)
+            return str(model.description or "") if model is not None else ""
+
+    def describe(self, version: str | None, text: str) -> None:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            if version is None:
+                mlflow.update_registered_model(self.name, description=text)
+            else:
+                mlflow.update_model_version(self.name, version, description=text)
+
+    def listing(self, version: str) -> str:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow, tempfile.TemporaryDirectory() as scratch:
+            from mlflow.artifacts import download_artifacts
+
+            place = f"{mlflow.get_model_version_download_uri(self.name, version)}/{MANIFEST_FILE}"
+            address = self._address()
+            fetched = download_artifacts(
+                artifact_uri=place, dst_path=scratch, tracking_uri=address, registry_uri=address
+            )
+            return Path(fetched).read_text(encoding="utf-8")
+
     def start_run(self, name: str, parent: str | None, tags: dict[str, str]) -> str:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
             experiment = self._experiment(mlflow)
             all_tags = {_PREFIX + key: value for key, value in tags.items()}
@@ -126,34 +234,30 @@ class Mlflow(Record):
     def log(
         self, run_id: str, params: dict[str, str], metrics: dict[str, float], files: Mapping[str, Sequence[Path]]
     ) -> None:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
-            from mlflow.entities import Metric, Param
+            log_all(mlflow, run_id, params, metrics, files)
 
-            now = int(time.time() * 1000)
-            numbers = [Metric(sanitize(key), value, now, 0) for key, value in metrics.items()]
-            words = [Param(sanitize(key), value[:_PARAM_LENGTH]) for key, value in params.items()]
-            for start in range(0, max(len(numbers), len(words)), _BATCH):
-                piece = slice(start, start + _BATCH)
-                mlflow.log_batch(run_id, metrics=numbers[piece], params=words[piece])
-            for folder, paths in files.items():
-                for path in paths:
-                    mlflow.log_artifact(run_id, str(path), folder or None)
+    def log_inputs(self, run_id: str, datasets: Sequence[DatasetUse]) -> None:
+        """See `registry.Registry`."""
+        if datasets:
+            with self._asking() as mlflow:
+                log_datasets(mlflow, run_id, datasets)
 
     def log_decision(self, run_id: str, decision: Decision) -> None:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
             mlflow.log_dict(run_id, json.loads(decision.model_dump_json()), "decision.json")
             for key in ("action", "outcome", "variant"):
                 mlflow.set_tag(run_id, _PREFIX + key, str(getattr(decision, key)))
 
     def end_run(self, run_id: str, status: str) -> None:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
             mlflow.set_terminated(run_id, status)
 
     def fetch(self, run_id: str, path: str, out: Path) -> Path:
-        """See `protocols.Registry`."""
+        """See `registry.Registry`."""
         with self._asking() as mlflow:
             # Asked first: a file that is not there, and a server that does not answer, are not the same.
             folder = str(PurePosixPath(path).parent)
@@ -162,10 +266,16 @@ class Mlflow(Record):
                 raise DataError(
                     f"it holds no {path}.", where=f"MLflow run {run_id}", fix="Its version is an older one's."
                 )
-            return Path(mlflow.download_artifacts(run_id, path, str(out)))
+            return download_known(mlflow, run_id, path, out)
 
-    def download(self, version: str, out: Path) -> None:
-        """See `protocols.Registry`."""
+    def download(self, version: str, out: Path, progress: Progress = silent) -> None:
+        """See `registry.Registry`."""
+        with self._asking() as mlflow:
+            tags = mlflow.get_model_version(self.name, version).tags
+        if _PREFIX + WEIGHTS in tags:
+            wanted, uri = tags.get(_PREFIX + "artifact_digest", ""), tags[_PREFIX + WEIGHTS]
+            fetch_weights(uri, self.listing(version), wanted, out, progress)
+            return
         with self._asking() as mlflow, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             from mlflow.artifacts import download_artifacts
 
@@ -206,30 +316,41 @@ class Mlflow(Record):
         """
         return str(model.artifact_location) if database_file(self._address()) else f"models:/{model.model_id}"
 
-    def _model(self, mlflow: Any) -> Any:
+    def _model(self, mlflow: Any, name: str = "") -> Any:
         """The registered model, or None where there is none yet."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return mlflow.get_registered_model(self.name)
+            return mlflow.get_registered_model(name or self.name)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
 
-    def _create(self, mlflow: Any) -> None:
-        """Create the registered model; several clients may do so at once."""
+    def _create(self, mlflow: Any, name: str) -> None:
+        """Create a registered model where there is none; several clients may do so at once."""
         from mlflow.exceptions import MlflowException
 
         for attempt in range(_RETRIES):
+            if self._model(mlflow, name) is not None:
+                return
             try:
-                mlflow.create_registered_model(self.name, description="Managed by quantize: move aliases with it only.")
+                mlflow.create_registered_model(name, description=_DESCRIPTION)
             except MlflowException:
-                if self._model(mlflow) is None and attempt == _RETRIES - 1:
+                if attempt == _RETRIES - 1:
                     raise
                 time.sleep(0.1 * (attempt + 1))
-            if self._model(mlflow) is not None:
-                return
+
+    def _first(self, mlflow: Any, version: Any) -> Any:
+        """The version of a logged model. Where an answer was lost and the request sent again, there are two of it.
+
+        The first is kept, and those that nobody has seen yet are deleted.
+        """
+        made = [found for found in _pages(mlflow, f"run_id='{version.run_id}'") if found.model_id == version.model_id]
+        first, *again = sorted(made, key=lambda found: int(found.version)) or [version]
+        for found in again:
+            mlflow.delete_model_version(self.name, found.version)
+        return first
 
     def _experiment(self, mlflow: Any) -> str:
         """The id of the base model's experiment, created on first use."""
@@ -274,4 +395,5 @@ def _state(version: Any, aliases: list[str]) -> VersionState:
         created=created,
         tags=tags,
         aliases=tuple(sorted(aliases)),
+        description=version.description or "",
     )

@@ -34,6 +34,8 @@ def _section(section: Section) -> list[str]:
         lines += ["", section.decision]
     if section.sentences:
         lines += ["", *(f"- {sentence}" for sentence in section.sentences)]
+    if section.review:
+        lines += ["", "### Review", "", *(f"- {line}" for line in section.review)]
     if section.table is not None:
         lines += ["", *as_markdown(section.table)]
     for path in section.paths:

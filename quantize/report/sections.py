@@ -14,6 +14,7 @@ from quantize.report.benchmarks import Benchmarks
 from quantize.report.grid import Column, Grid
 from quantize.report.numbers import amount, change, duration, interval, points, probability, size
 from quantize.report.under_load import load_grid, load_sentences
+from quantize.review import as_text
 from quantize.run import VariantRecord
 from quantize.verdict import Finding
 
@@ -39,7 +40,7 @@ class Path:
 class Section:
     """One variant: findings, what was done, sentences about the measuring, confidence sequences, all quantities.
 
-    `load` and `load_sentences` are what was measured under load, and how.
+    `load` and `load_sentences` are what was measured under load, and how; `review` is the checklist, line by line.
     """
 
     name: str
@@ -50,13 +51,15 @@ class Section:
     table: Grid | None
     load: Grid | None = None
     load_sentences: tuple[str, ...] = ()
+    review: tuple[str, ...] = ()
 
 
 def section(variant: VariantRecord, item_seconds: Mapping[str, float], benchmarks: Benchmarks) -> Section:
     """The section of a variant of a run."""
     evidence, verdict = variant.evidence, variant.verdict
     against = variant.decision.against if variant.decision else []
-    sentences: list[str] = []
+    checklist = variant.checklist
+    sentences = [checklist.told()] if checklist is not None else []
     if evidence is not None:
         sentences += [_reached(*reached, item_seconds) for reached in evidence.progressed.items()]
         sentences += _tried(evidence, verdict.findings)
@@ -71,6 +74,7 @@ def section(variant: VariantRecord, item_seconds: Mapping[str, float], benchmark
         table=_table(evidence, verdict.findings) if evidence is not None else None,
         load=load_grid(evidence, verdict.findings) if evidence is not None else None,
         load_sentences=load_sentences(variant, benchmarks),
+        review=tuple(as_text(checklist)) if checklist is not None else (),
     )
 
 

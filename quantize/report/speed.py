@@ -20,7 +20,7 @@ from quantize.report.numbers import times
 from quantize.run import RunRecord, VariantRecord
 from quantize.verdict import Finding
 
-__all__ = ["Speed", "headlines", "speed_of"]
+__all__ = ["Speed", "headline", "headlines", "share_of_bytes", "size_word", "speed_of"]
 
 Pace = Literal["slower", "faster", "mixed", "unclear"]
 
@@ -69,7 +69,7 @@ class Speed:
             return ()
         found = _comparisons(variant.evidence)
         pace = self.pace(variant)
-        word = f"{_size_word(variant.evidence)}\n{_CELLS[pace]}" if pace is not None else ""
+        word = f"{size_word(variant.evidence)}\n{_CELLS[pace]}" if pace is not None else ""
         return (word, *(_cell(found.get(m), variant.verdict.findings) for m in self.metrics()))
 
     def pace(self, variant: VariantRecord) -> Pace | None:
@@ -101,20 +101,21 @@ def headlines(record: RunRecord, speed: Speed) -> tuple[str, ...]:
     for variant in record.variants:
         pace = speed.pace(variant)
         if pace is not None:
-            told[pace].append(_headline(variant, speed, pace))
+            told[pace].append(headline(variant, speed, pace))
     return tuple(sentence for pace in _PACES for sentence in told[pace])
 
 
-def _headline(variant: VariantRecord, speed: Speed, pace: Pace) -> str:
+def headline(variant: VariantRecord, speed: Speed, pace: Pace) -> str:
+    """One sentence on a benchmarked variant: smaller but slower, and by how much."""
     found = _comparisons(variant.evidence)
-    small = _size_word(variant.evidence)
+    small = size_word(variant.evidence)
     word = {
         "slower": f"{small} but slower" if small == "smaller" else f"{small} and slower",
         "faster": f"{small} and faster" if small != "larger" else "larger but faster",
         "mixed": f"{small}, and faster in one time but slower in another",
         "unclear": f"{small}; that it is faster or slower is not shown",
     }[pace]
-    share = _share_of_bytes(variant.evidence)
+    share = share_of_bytes(variant.evidence)
     parts = [f"{share:.2f} of the bytes"] if share is not None else []
     for metric in speed.metrics():
         if metric in found:
@@ -154,7 +155,7 @@ def _comparisons(evidence: Evidence | None) -> dict[str, Comparison]:
     return {c.metric: c for c in evidence.comparisons} if evidence is not None else {}
 
 
-def _share_of_bytes(evidence: Evidence | None) -> float | None:
+def share_of_bytes(evidence: Evidence | None) -> float | None:
     """The bytes of the weights by those of the baseline's."""
     if evidence is None:
         return None
@@ -167,8 +168,9 @@ def _share_of_bytes(evidence: Evidence | None) -> float | None:
     return own / baseline if own is not None and baseline else None
 
 
-def _size_word(evidence: Evidence | None) -> str:
-    share = _share_of_bytes(evidence)
+def size_word(evidence: Evidence | None) -> str:
+    """Smaller, larger or no smaller than the baseline."""
+    share = share_of_bytes(evidence)
     if share is None:
         return "size unknown"
     return "smaller" if share < 1 else "larger" if share > 1 else "no smaller"

@@ -20,12 +20,12 @@ from quantize.report.speed import Speed, headlines, speed_of
 from quantize.run import RunRecord, VariantRecord
 from quantize.verdict import Finding, Verdict
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "done_word", "summarise", "verdict_word"]
 
 _VERDICTS = {"pass": "within margin", "fail": "worse", "inconclusive": "not shown", "error": "error"}
 #: What stands in the place of a divergence that is only known from below.
 _BOUND = "kl_divergence_at_least"
-_ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected"}
+_ACTIONS = {"promote": "promoted", "hold": "held", "reject": "rejected", "stale": "stale"}
 _ARM = (
     Column("variant", "arm", text=True),
     Column("verdict", "arm", text=True),
@@ -156,18 +156,22 @@ def _row(variant: VariantRecord, evals: list[_Eval], speed: Speed) -> tuple[str,
     evidence = variant.evidence
     known = {m.name: m for m in evidence.measurements} if evidence else {}
     comparisons = {c.metric: c for c in evidence.comparisons} if evidence else {}
-    done = _ACTIONS[variant.decision.action] if variant.decision else "as before"
     cells: list[str] = []
     for found in evals:
         progressed = evidence.progressed.get(found.name) if evidence else None
         stopped = f"▸ {progressed.stopped}" if progressed and progressed.stopped else ""
         cells += _compared(found, comparisons, variant.verdict.findings, stopped)
     loads = f"{evidence.format if evidence else ''}\n{variant.engine}".strip()
-    arm = (variant.name, f"{_word(variant.verdict)}\n{done}", _size(known), loads, _memory(known))
+    arm = (variant.name, f"{verdict_word(variant.verdict)}\n{done_word(variant)}", _size(known), loads, _memory(known))
     return (*arm, *speed.of_variant(variant), *cells)
 
 
-def _word(verdict: Verdict) -> str:
+def done_word(variant: VariantRecord) -> str:
+    """What was done with the variant, in a word or two."""
+    return _ACTIONS[variant.decision.action] if variant.decision else "as before"
+
+
+def verdict_word(verdict: Verdict) -> str:
     """The verdict in a word; what was refused without a test that failed is not called worse."""
     tested = any(f.outcome == "fail" and f.kind == "noninferiority" and not f.advisory for f in verdict.findings)
     return _VERDICTS[verdict.outcome] if verdict.outcome != "fail" or tested else "refused"
@@ -249,7 +253,7 @@ def _notes(record: RunRecord, seconds: Mapping[str, float]) -> tuple[str, ...]:
     stages = f"{len(record.ran)} stages ran, {len(record.reused)} were done before, {record.seconds:.0f} s"
     told = f"run {record.run}: {stages}"
     saved = _saved(record, seconds)
-    return (told, saved) if saved else (told,)
+    return (told, *([saved] if saved else []), *record.remarks)
 
 
 def _saved(record: RunRecord, seconds: Mapping[str, float]) -> str:

@@ -43,8 +43,10 @@ def write_serving(
 
     `gpu` is the card whose numbers become the scripts' defaults (80 GB where none is named); `draft` a smaller artifact
     of the same model, used where the engine can; `dtype` of computation and `kv_cache` (`auto`, `fp8`) those that the
-    artifact was measured with.
+    artifact was measured with. Where its scheme rounds keys and values, engines keep them so, and `auto` means that.
     """
+    if kv_cache == "auto" and served.scheme is not None and served.scheme.kv_cache is not None:
+        kv_cache = served.scheme.kv_cache
     limits = limits or Limits.of(served.shape)
     memory = gpu.memory if gpu is not None and gpu.kind == "cuda" and gpu.memory else _CARD
     size = size_for(served, memory, limits, bits=8 if kv_cache.startswith("fp8") else 16)

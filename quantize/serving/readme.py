@@ -17,8 +17,8 @@ _CACHE = """\
 
 The scripts keep it as it was when the answers were measured: {kept}. Where the hardware has FP8 (compute capability
 8.9: Ada, Hopper, Blackwell) `KV_CACHE_DTYPE=fp8` (SGLang: `fp8_e4m3`; TensorRT-LLM: `dtype: fp8` in its settings)
-holds twice the tokens, and `q8_0` does in llama.cpp. It changes answers a little, which a verdict covers only if the
-variant was measured so: `engine: {{kind: vllm, kv_cache_dtype: fp8}}`.
+holds twice the tokens that 16 bits do, and `q8_0` does in llama.cpp. It changes answers a little, which a verdict
+covers only if the variant was measured so: `kv_cache: fp8`, or `engine: {{kind: vllm, kv_cache_dtype: fp8}}`.
 Prefix caching and chunked prefill are on in all scripts.
 """
 
@@ -74,7 +74,7 @@ def page(
     parts = [
         _title(served),
         _engines(places),
-        _sizes(served, limits, next(iter(drafts.values()), None), memory),
+        _sizes(served, limits, next(iter(drafts.values()), None), memory, 8 if kv_cache.startswith("fp8") else 16),
         _CACHE.format(kept="in the precision of computation" if kv_cache == "auto" else f"`{kv_cache}`"),
         _limits(limits, [name for name in _TITLES if places[name].devices]),
     ]
@@ -103,26 +103,29 @@ def _engines(places: Mapping[str, Place]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _sizes(served: Served, limits: Limits, draft: Served | None, memory: float) -> str:
+def _sizes(served: Served, limits: Limits, draft: Served | None, memory: float, bits: int) -> str:
+    """The table of cards, with a cache of `bits` per number, and of 8 beside it where those are more."""
     if served.shape is None:
         return (
             "## GPUs\n\nThe cache of this architecture does not follow from its heads: start with one GPU, and read\n"
             "in the server's log how many tokens its cache holds.\n"
         )
-    kv = kv_bytes_per_token(served.shape, 16)
-    more = " | with the draft" if draft is not None else ""
+    kv, asked = kv_bytes_per_token(served.shape, bits), limits.context
+    more = [" | with an FP8 cache"] if bits > 8 else []
+    more += [" | with the draft"] if draft is not None else []
     rows = [
-        f"## GPUs\n\nA token takes {kv:,} bytes of KV cache at 16 bits. For requests of {limits.context:,} tokens:\n",
-        f"| card | GPUs (`TENSOR_PARALLEL`) | requests at once | with an FP8 cache{more} |",
-        "|---|---|---|---|" + ("---|" if draft is not None else ""),
+        f"## GPUs\n\nA token takes {kv:,} bytes of KV cache at {bits} bits. For requests of {asked:,} tokens:\n",
+        f"| card | GPUs (`TENSOR_PARALLEL`) | requests at once{''.join(more)} |",
+        "|---|---|---|" + "---|" * len(more),
     ]
     for gigabytes, cards in CARDS.items():
-        whole, half = (size_for(served, gigabytes * 1e9, limits, bits=bits) for bits in (16, 8))
+        whole, half = (size_for(served, gigabytes * 1e9, limits, bits=each) for each in (bits, 8))
         cells = [f"{gigabytes} GB ({cards})"]
         cells += [str(whole.gpus), str(whole.requests)] if whole is not None else ["more than 8", ""]
-        cells.append(f"{half.requests} on {half.gpus}" if half is not None else "")
+        if bits > 8:
+            cells.append(f"{half.requests} on {half.gpus}" if half is not None else "")
         if draft is not None:
-            both = size_for(served, gigabytes * 1e9, limits, draft=draft)
+            both = size_for(served, gigabytes * 1e9, limits, bits=bits, draft=draft)
             cells.append(f"{both.requests} on {both.gpus}" if both is not None else "more than 8 GPUs")
         rows.append(f"| {' | '.join(cells)} |")
     rows.append(_EXPLAINED.format(memory=memory / 1e9))

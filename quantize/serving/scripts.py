@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from quantize.protocols import MANIFEST_FILE
+from quantize.registry import MANIFEST_FILE
 from quantize.serving.model import Limits, Served
 from quantize.serving.sizing import SHARE
 

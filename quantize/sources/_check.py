@@ -8,11 +8,13 @@ from quantize.errors import SourceError
 from quantize.handed import Progress
 from quantize.sources._facts import read_config, read_header, read_index, weight_files
 
-__all__ = ["WANTED", "check_checkpoint", "check_files"]
+__all__ = ["LICENCE_FILES", "PICKLES", "WANTED", "check_checkpoint", "check_files"]
 
+#: What a licence, and what it refers to, is called: it goes wherever the weights go.
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 #: The files of a model directory that are taken: weights in safetensors, and text. Nothing that could run.
-WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md", *LICENCE_FILES)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -26,7 +28,7 @@ def check_files(checkpoint: Path) -> None:
             fix="Use a model that transformers implements itself.",
         )
     if not any(checkpoint.glob("*.safetensors")):
-        pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES)
+        pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix in PICKLES)
         found = f"only pickle weights ({pickles[0]}), which can run code when loaded" if pickles else "no weights"
         raise SourceError(
             f"there are {found}.",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
 from quantize.handed import Progress
-from quantize.protocols import MANIFEST_FILE
 from quantize.record import Record
-from quantize.sources._check import WANTED, check_checkpoint, check_files
+from quantize.registry import MANIFEST_FILE
+from quantize.sources._check import WANTED, check_files
+from quantize.sources._dequantize import lay_down
 from quantize.sources._digests import remembered_sha256
 from quantize.sources._facts import checkpoint_facts
+from quantize.sources._stored import DEQUANTIZE, LIBRARIES, stored_notes, stored_problems
 
 __all__ = ["Directory"]
 
@@ -21,12 +25,32 @@ class Directory(Record):
     """A Hugging Face checkpoint directory."""
 
     kind: Literal["directory"] = "directory"
+    online: ClassVar[bool] = False
     path: str
+    dequantize: Annotated[bool, Field(description=DEQUANTIZE)] = False
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """See `protocols.Source`."""
+        return LIBRARIES if self.dequantize else ()
 
     def identity(self) -> dict[str, Any]:
         """Every wanted file's name and sha256."""
         self._exists()
-        return {"files": {path.name: remembered_sha256(path) for path in self._files()}}
+        files = {path.name: remembered_sha256(path) for path in self._files()}
+        return {"files": files, **({"dequantize": True} if self.dequantize else {})}
+
+    def pinned(self, identity: dict[str, Any]) -> Directory:
+        """See `protocols.Source`."""
+        return self
+
+    def problems(self, facts: ModelFacts) -> list[str]:
+        """See `protocols.Source`."""
+        return stored_problems(facts, dequantize=self.dequantize)
+
+    def notes(self, facts: ModelFacts) -> list[str]:
+        """See `protocols.Source`."""
+        return stored_notes(facts, dequantize=self.dequantize)
 
     def facts(self) -> ModelFacts:
         """Exact: the weights are at hand."""
@@ -35,12 +59,14 @@ class Directory(Record):
         return checkpoint_facts(Path(self.path))
 
     def fetch(self, out: Path, progress: Progress) -> None:
-        """Link every wanted file into `out` and check what is there."""
+        """Link every wanted file into `out`, or dequantize them, and check what is there."""
         self._exists()
         check_files(Path(self.path))
+        lay_down(self._link, out, progress, dequantize=self.dequantize)
+
+    def _link(self, out: Path) -> None:
         for path in self._files():
             (out / path.name).symlink_to(path.resolve())
-        check_checkpoint(out, progress)
 
     def _exists(self) -> None:
         if not Path(self.path).is_dir():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import SourceError
@@ -38,7 +38,25 @@ class Gguf(Record):
     """A single-file GGUF model on this machine."""
 
     kind: Literal["gguf"] = "gguf"
+    online: ClassVar[bool] = False
     path: str
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """See `protocols.Source`."""
+        return ()
+
+    def pinned(self, identity: dict[str, Any]) -> Gguf:
+        """See `protocols.Source`."""
+        return self
+
+    def problems(self, facts: ModelFacts) -> list[str]:
+        """See `protocols.Source`."""
+        return []
+
+    def notes(self, facts: ModelFacts) -> list[str]:
+        """See `protocols.Source`."""
+        return []
 
     def identity(self) -> dict[str, Any]:
         """The file's sha256."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from quantize.artifact import ModelFacts
 from quantize.errors import MissingDependency, SourceError
@@ -19,9 +19,27 @@ class Package(Record):
     """`file` inside the module `module`, which the distribution `distribution` installs. The module is not imported."""
 
     kind: Literal["package"] = "package"
+    online: ClassVar[bool] = False
     distribution: str
     module: str
     file: str
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """See `protocols.Source`."""
+        return ()
+
+    def pinned(self, identity: dict[str, Any]) -> Package:
+        """See `protocols.Source`."""
+        return self
+
+    def problems(self, facts: ModelFacts) -> list[str]:
+        """See `protocols.Source`."""
+        return []
+
+    def notes(self, facts: ModelFacts) -> list[str]:
+        """See `protocols.Source`."""
+        return []
 
     def identity(self) -> dict[str, Any]:
         """The file's digest."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from quantize.errors import DataError, QuantizeError
 from quantize.stats.inputs import check_alpha, check_counts
@@ -162,10 +162,12 @@ def blocks_for(distance: float, spread: float, alpha: float, power: float = POWE
 
 
 def _power(n: int, effect: float, alpha: float) -> float:
-    bound = float(stats.t.isf(alpha, n - 1))
+    from scipy.stats import nct  # a second to import, and asked for by benchmarks alone
+
+    bound = -float(special.stdtrit(n - 1, alpha))
     # Beyond any bound the library's sum loses its digits: there the test always sees it.
     shift = effect * math.sqrt(n)
-    return 1.0 if shift > bound + 30 else float(stats.nct.sf(bound, n - 1, shift))
+    return 1.0 if shift > bound + 30 else float(nct.sf(bound, n - 1, shift))
 
 
 def _mean_and_reach(values: NDArray[np.float64], alpha: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 Floats = NDArray[np.float64]
 _EDGE = 1e-9  # at a difference of -1 itself nothing varies
@@ -60,6 +60,8 @@ def score_lower_limit(losses: int, gains: int, n: int, alpha: float, *, referenc
     ``rejected`` says whether the score test at ``reference`` rejected at ``alpha`` (below 0.5). The root is sought
     on that side, so that the limit exceeds ``reference`` exactly when it did.
     """
+    from scipy.optimize import brentq  # takes half a second to import, and planning needs none of it
+
     critical = -float(special.ndtri(alpha))
 
     def excess(difference: float) -> float:
@@ -67,7 +69,7 @@ def score_lower_limit(losses: int, gains: int, n: int, alpha: float, *, referenc
 
     low, high = (reference, (gains - losses) / n) if rejected else (-1.0 + _EDGE, reference)
     if excess(low) > 0 > excess(high):
-        root = float(optimize.brentq(excess, low, high, xtol=1e-12))
+        root = float(brentq(excess, low, high, xtol=1e-12))
     else:  # decided within rounding at the reference, or nothing can be excluded at all
         root = reference if excess(low) > 0 or rejected else -1.0
     return max(root, math.nextafter(reference, 1.0)) if rejected else min(root, reference)

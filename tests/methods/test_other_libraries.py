@@ -15,8 +15,9 @@ from quantize.errors import StageFailed
 from quantize.executors import Local
 from quantize.handed import StageSpec
 from quantize.methods import Autoawq, Autogptq, Gptqmodel
-from quantize.methods._modules import matching
+from quantize.patterns import matching
 from quantize.scheme import preset
+from quantize.sources import Directory
 from quantize.store import Store
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"
@@ -87,6 +88,7 @@ def test_ignore_means_full_names_and_patterns_from_the_start():
     assert matching(names, ("lm_head", "down_proj")) == ["lm_head"]
     assert matching(names, ("re:.*down_proj",)) == names[1:]
     assert matching(names, ("model.layers.0.mlp.down_proj",)) == names[1:2]
+    assert matching(names, ("Linear",)) == names, "a class means what it means to llm-compressor"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Stages:
             input_keys={},
             libraries=libraries,
             device="cpu",
-            interpreters={environment: python},
+            interpreters={} if environment is None else {environment: python},
             environment=environment,
         )
         log = self.folder / "logs" / f"{key}.log"
@@ -136,15 +138,13 @@ class Stages:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    from safetensors.torch import save_file
-
     folder = tmp_path_factory.mktemp("stages")
-    for name in ("logs", "model", "tokens"):
-        (folder / name).mkdir()
-    shutil.copytree(TINY, folder / "model" / "checkpoint")
-    tokens = Self(samples=16, tokens=128).tokens(TINY, "cpu", lambda *_: None)
-    save_file({"input_ids": tokens}, folder / "tokens" / "tokens.safetensors")
-    return Stages(folder, {"model": folder / "model", "tokens": folder / "tokens"})
+    (folder / "logs").mkdir()
+    first = Stages(folder, {})
+    model = first.run("fetch", {"source": Directory(path=str(TINY)).model_dump(mode="json")}, None, None, ())
+    asked = Self(samples=16, tokens=128).model_dump(mode="json", by_alias=True)
+    tokens = first.run("calibrate", {"calibration": asked}, None, None, (), model=model)
+    return Stages(folder, {"model": model, "tokens": tokens})
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from quantize.metrics import LmEvalTask
+
 TINY = Path(__file__).parents[1] / "tiny_llama" / "items.jsonl"
 COUNT = 24
 TASK = {
@@ -54,3 +56,8 @@ def write_generation(folder, questions):
             {"name": "raw", "filter": [{"function": "take_first"}]},
         ],
     )
+
+
+def task(folder, **changes):
+    """The metric of a task that `write_task` wrote."""
+    return LmEvalTask(**{"name": "mine", "task": "tiny_facts", "include_path": str(folder), **changes})

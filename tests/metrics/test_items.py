@@ -81,7 +81,8 @@ def test_accuracy_is_the_share_of_right_rows_overall_and_per_slice(answered):
     rows = read_rows(folder)
     names = {m.name: m for m in found.measurements}
     slices = {row["slice"] for row in rows} - {None}
-    expected = {"facts.accuracy", "facts.parsed", "facts.output_tokens", *(f"facts.accuracy/{s}" for s in slices)}
+    generated = {"facts.parsed", "facts.truncated", "facts.output_tokens"}
+    expected = {"facts.accuracy", *generated, *(f"facts.accuracy/{s}" for s in slices)}
     assert set(names) == expected
     for suffix, group in [("", rows)] + [(f"/{s}", [r for r in rows if r["slice"] == s]) for s in slices]:
         measurement = names[f"facts.accuracy{suffix}"]

@@ -30,6 +30,9 @@ def row(number, group, score, **columns):
         "answer": "a",
         "target": "a",
         "prompt": "p",
+        "truncated": None,
+        "scored_by": None,
+        "problem": None,
         **columns,
     }
 

@@ -1,7 +1,7 @@
 """Plants answers in the variants of a real run, so that what they are worth is known.
 
-With this folder on PYTHONPATH, Python imports this module when it starts. In a worker that evaluates an arm named in
-the JSON file `QUANTIZE_PLANT`, the engine's session answers as that file says:
+With this folder on PYTHONPATH, Python imports this module when it starts. In a worker, new or forked, that evaluates an
+arm named in the JSON file `QUANTIZE_PLANT`, the engine's session answers as that file says:
 
     {"worse": {"The pet of Elin Crane is a": " cat"}, "sealed": null}
 
@@ -61,15 +61,29 @@ def open_planted(arm: str, plant: Choices | None) -> None:
     TransformersSession.lm = lm  # type: ignore[method-assign]
 
 
-def main() -> None:
-    """Plant, if this process evaluates an arm that is to be planted."""
-    # sys.argv is not filled in yet when this module is imported.
-    if "QUANTIZE_PLANT" not in os.environ or "quantize.worker" not in sys.orig_argv:
-        return
-    job = json.loads(Path(sys.orig_argv[-1]).read_text(encoding="utf-8"))
+def plant_stage(stage: str) -> None:
+    """Plant, if the stage of this STAGE.json evaluates an arm that is to be planted."""
+    job = json.loads(Path(stage).read_text(encoding="utf-8"))
     plants = json.loads(Path(os.environ["QUANTIZE_PLANT"]).read_text(encoding="utf-8"))
     if job["kind"] == "evaluate" and job["config"]["arm"] in plants:
         open_planted(job["config"]["arm"], plants[job["config"]["arm"]])
 
 
-main()
+def plant_forked() -> None:
+    """Plant in whatever is forked from this process, as soon as it knows its stage."""
+    from quantize import worker
+
+    own_main = worker.main
+
+    def main(arguments: list[str], events: int | None = None) -> int:
+        plant_stage(arguments[0])
+        return own_main(arguments, events)
+
+    worker.main = main
+
+
+# sys.argv is not filled in yet when this module is imported.
+if "QUANTIZE_PLANT" in os.environ and "quantize.worker" in sys.orig_argv:
+    plant_stage(sys.orig_argv[-1])
+elif "QUANTIZE_PLANT" in os.environ and "quantize.forkserver" in sys.orig_argv:
+    plant_forked()

@@ -15,9 +15,9 @@ import pytest
 from pydantic import ValidationError
 
 from quantize.errors import DataError, RegistryError
-from quantize.protocols import MANIFEST_FILE
 from quantize.registries import Mlflow, alias_problem
 from quantize.registries._client import public, sanitize
+from quantize.registry import MANIFEST_FILE
 from quantize.verdict import Decision
 
 pytest_plugins = ["release_fixtures"]

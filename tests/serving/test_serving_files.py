@@ -151,6 +151,27 @@ def test_the_cache_is_what_was_measured(tmp_path):
     assert "in the precision of computation" in plain["README.md"] and "`fp8`" in small["README.md"]
 
 
+def test_rounded_keys_and_values_are_served_as_such_and_sized_as_such(tmp_path):
+    rounded = replace(ARTIFACTS[1], scheme=replace(preset("FP8_DYNAMIC"), kv_cache="fp8"))
+    card = Device("cuda", "a GPU", 24 * 10**9)
+    draft = replace(ARTIFACTS[1], alias="draft", weights=10**9)
+    files, plain = (write_serving(what, gpu=card, draft=draft) for what in (rounded, ARTIFACTS[1]))
+    got, before = (started(tmp_path / n, f, "vllm.sh")[0] for n, f in (("a", files), ("b", plain)))
+    assert (value(got, "--kv-cache-dtype"), value(before, "--kv-cache-dtype")) == ("fp8", "auto")
+    assert int(value(got, "--max-num-seqs")) == pytest.approx(2 * int(value(before, "--max-num-seqs")), abs=1)
+    assert value(started(tmp_path / "c", files, "sglang.sh")[0], "--kv-cache-dtype") == "fp8_e4m3"
+    page = files["README.md"]
+    assert "as it was when the answers were measured: `fp8`" in page
+    assert "A token takes 65,536 bytes of KV cache at 8 bits." in page
+    assert "A token takes 131,072 bytes of KV cache at 16 bits." in plain["README.md"]
+    table = [line for line in page.splitlines() if line.startswith("| card") or (line[:2] == "| " and "GB (" in line)]
+    assert table[0] == "| card | GPUs (`TENSOR_PARALLEL`) | requests at once | with the draft |"
+    assert {line.count("|") for line in table} == {5}
+    assert f"| 24 GB (L4, A10, RTX 4090) | 1 | {value(got, '--max-num-seqs')} |" in page
+    # A precision that the recipe names is what was measured.
+    assert "`bfloat16`" in write_serving(rounded, kv_cache="bfloat16")["README.md"]
+
+
 def test_tensor_parallelism_follows_the_card(tmp_path):
     large = replace(artifact("none", weights=60e9), shape=SHAPE)
     for memory, gpus in ((80e9, "1"), (48e9, "2"), (24e9, "4")):

@@ -268,7 +268,7 @@ def test_a_package_is_known_by_the_bytes_of_its_file_and_never_imported(tmp_path
 
 
 def test_the_list_that_pull_lays_beside_a_model_is_no_part_of_the_next_model(tmp_path):
-    from quantize.protocols import MANIFEST_FILE
+    from quantize.registry import MANIFEST_FILE
 
     shutil.copytree(TINY, tmp_path / "model")
     before = Directory(path=str(tmp_path / "model")).identity()

@@ -168,6 +168,7 @@ def test_eos_is_im_end_everywhere(checkpoint, tokenizer):
     assert (tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id) == (1, 0, 2)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_gives_the_logits_of_the_gguf(source, model, tokenizer):
     # With a config at hand transformers does not parse the file a second time.
     config = AutoConfig.from_pretrained(model.name_or_path)

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from hub_server import serving
 
 TINY = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"
@@ -46,6 +44,7 @@ def ask(hub_url: str, cache: Path, repo: str, revision: str, **environment: str)
             "HF_ENDPOINT": hub_url,
             "HF_HOME": str(cache / "home"),
             "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "",
             **environment,
         },
         capture_output=True,
@@ -101,6 +100,47 @@ def test_pickle_weights_are_refused_and_never_downloaded(tmp_path):
 def test_what_the_hub_refuses_is_said_with_a_mend(tmp_path, repo, revision, gated, says):
     with serving("org/tiny", TINY, {"main": COMMIT}, gated=gated) as hub:
         assert says in str(ask(hub.url, tmp_path, repo, revision)["error"])
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("", "gated. Accept its licence on its page on the hub, then set HF_TOKEN"),
+        ("hf_of_somebody_else", "gated. Accept its licence"),
+        ("hf_mistyped", "does not accept the token. Set HF_TOKEN to one that is valid"),
+        ("hf_let_in", None),
+    ],
+)
+def test_a_gated_repository_opens_to_a_token_that_was_let_in_and_to_no_other(tmp_path, token, says):
+    tokens = {"hf_let_in": True, "hf_of_somebody_else": False}
+    with serving("org/tiny", TINY, {"main": COMMIT}, tokens=tokens) as hub:
+        answer = ask(hub.url, tmp_path, "org/tiny", "main", HF_TOKEN=token)
+    if says is None:
+        assert "model.safetensors" in answer["files"]
+    else:
+        assert says in str(answer["error"])
+        assert not token or token not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(("status", "says"), [(429, "too many requests"), (503, "answers with status 503")])
+def test_a_hub_that_has_too_much_to_do_is_not_called_unreachable(tmp_path, status, says):
+    with serving("org/tiny", TINY, {"main": COMMIT}, status=status) as hub:
+        assert says in str(ask(hub.url, tmp_path, "org/tiny", "main", HF_HUB_DISABLE_PROGRESS_BARS="1")["error"])
+
+
+def test_offline_a_branch_is_what_the_cache_knows_it_as(tmp_path):
+    """`hf download` writes down what a branch stood for; a fetch by commit does not, and its commit is named."""
+    with serving("org/tiny", TINY, {"main": COMMIT}) as hub:
+        ask(hub.url, tmp_path, "org/tiny", "main")
+    dead = {"HF_HUB_OFFLINE": "1"}
+    unknown = str(ask("http://127.0.0.1:9", tmp_path, "org/tiny", "main", **dead)["error"])
+    assert f"The cache holds {COMMIT}: pin one as revision" in unknown
+    refs = tmp_path / "home" / "hub" / "models--org--tiny" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT, encoding="utf-8")
+    found = ask("http://127.0.0.1:9", tmp_path, "org/tiny", "main", **dead)
+    assert found["identity"] == {"repo": "org/tiny", "commit": COMMIT}
+    assert "model.safetensors" in found["files"]
 
 
 def test_a_hub_that_is_not_there_is_said_so(tmp_path):

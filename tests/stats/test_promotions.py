@@ -97,6 +97,7 @@ def test_early_fail_errs_at_most_5_percent_of_the_time_on_a_variant_at_the_margi
     assert sum(said == "fail" for said, _ in stops) / runs <= bar(0.05, runs)
 
 
+@pytest.mark.slow
 def test_2000_series_of_promotions_end_to_end_promote_a_variant_at_the_margin_at_most_alpha_of_the_time():
     """Two variants of one target, two gates each, looks, up to three attempts each on one eval set, Holm among them.
 
