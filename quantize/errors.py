@@ -7,6 +7,7 @@
     ├── DataError                    an eval set, a calibration text or a row is unusable
     │   └── ClockMoved               the system's clock was set while something was timed by it
     ├── StoreError                   the artifact store: full, read-only, damaged, out of bounds
+    │   └── LeaseLost                another node has taken over what this one was doing
     ├── StorageError                 a bucket or a shared folder: out of reach, or it holds other bytes
     ├── MissingDependency            an optional package is absent; names the command that installs it
     ├── EngineLost                   an engine was killed or did not answer in time: of the artifact it says nothing
@@ -25,6 +26,7 @@ __all__ = [
     "DataError",
     "EngineLost",
     "Interrupted",
+    "LeaseLost",
     "MissingDependency",
     "QuantizeError",
     "RecipeError",
@@ -86,6 +88,10 @@ class ClockMoved(DataError):
 
 class StoreError(QuantizeError):
     """The artifact store cannot be written, read or believed."""
+
+
+class LeaseLost(StoreError):
+    """Another node has taken over what this one was doing: it must not publish it any more."""
 
 
 class StorageError(QuantizeError):

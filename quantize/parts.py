@@ -48,7 +48,7 @@ class StoreParts:
         """See `handed.Parts`."""
         key = self._key(number)
         # Its own lease beside the stage's: by it `gc` knows that the draft is in use.
-        with self.store.lease(LOOK, key, lambda _owner: None):
+        with self.store.lease(LOOK, key, lambda _owner: None) as lease:
             draft = self.store.draft(LOOK, key)
             with writing(draft):
                 write(draft)
@@ -60,6 +60,7 @@ class StoreParts:
                 inputs={},
                 summary={"number": number},
                 provenance=self.provenance(time.monotonic() - self.since),
+                lease=lease,
             )
         self.since = time.monotonic()
         faults.point("worker.look_kept")

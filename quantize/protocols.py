@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from quantize.artifact import ModelFacts
 from quantize.evidence import ArmMeasurements, Comparison, Evidence, Spending
 from quantize.handed import Drawn, EvaluateJob, Host, Progress, QuantizeJob, Row, Session, StageSpec
+from quantize.leases import Lease
 from quantize.scheme import Scheme
 from quantize.served import Arrivals, Request, Sent, Service, TimedSession
 from quantize.verdict import Finding
@@ -356,11 +357,11 @@ class Executor(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: int) -> None:
+    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease) -> None:
         """Return when the stage is committed. Raises StageFailed with the log's tail, or Interrupted.
 
-        `lease` is the file descriptor of the stage's lock; the process inherits it, so that the lock outlives the
-        driver. Several threads may be in it at once, each with a stage of its own.
+        The process inherits the stage's `lease` and beats for it, so that it outlives the driver. Several threads may
+        be in it at once, each with a stage of its own.
         """
         ...
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from quantize import faults
 from quantize.artifact import Manifest
 from quantize.desk import Desk
-from quantize.errors import QuantizeError, StageFailed
+from quantize.errors import LeaseLost, QuantizeError, StageFailed
 from quantize.handed import WITHOUT_DEVICE, StageSpec
+from quantize.leases import Lease
 from quantize.plan import Stage
 from quantize.protocols import Executor
 from quantize.run_record import StageTime
@@ -53,11 +54,9 @@ class StageRuns:
     def run(self, stage: Stage, trail: Trail) -> Manifest:
         """Return the stage's manifest, running it first if nobody has. Raises StageFailed."""
         manifest = self._store.find(stage.kind, stage.key)
-        if manifest is None:
+        while manifest is None:
             with self.turn(stage.key), self._leased(stage) as lease:
-                manifest = self._store.find(stage.kind, stage.key)
-                if manifest is None:
-                    manifest = self._run(stage, lease)
+                manifest = self._store.find(stage.kind, stage.key) or self._run(stage, lease)
         if self._came_to(stage, trail):
             self._watcher.reused(stage)
         return manifest
@@ -87,7 +86,7 @@ class StageRuns:
         return ran, reused, list(times.values())
 
     @contextmanager
-    def _leased(self, stage: Stage) -> Iterator[int]:
+    def _leased(self, stage: Stage) -> Iterator[Lease]:
         with self._store.lease(stage.kind, stage.key, lambda owner: self._watcher.waiting(stage, owner)) as lease:
             yield lease
 
@@ -101,8 +100,8 @@ class StageRuns:
                 self._sharing.passed(stage.label)
             return first
 
-    def _run(self, stage: Stage, lease: int) -> Manifest:
-        """Do it now, as soon as it may have what it asks for."""
+    def _run(self, stage: Stage, lease: Lease) -> Manifest | None:
+        """Do it now, as soon as it may have what it asks for. None where another node has taken it over."""
         with self._devices(stage) as devices:
             began, clock = datetime.now(UTC), time.monotonic()
             self._watcher.started(stage)
@@ -112,6 +111,8 @@ class StageRuns:
                 progress = self._watcher.progress(stage)
                 self._executor.run(self._spec(stage, devices), self._store.root, log, progress, lease)
             except StageFailed as error:
+                if self._taken_over(stage, lease):
+                    return None
                 if self._store.find(stage.kind, stage.key) is None:
                     self._watcher.failed(stage, error)
                     raise
@@ -135,6 +136,14 @@ class StageRuns:
             )
         self._watcher.finished(stage, manifest)
         return manifest
+
+    def _taken_over(self, stage: Stage, lease: Lease) -> bool:
+        try:
+            lease.check()
+        except LeaseLost as error:
+            self._watcher.note(f"{stage.label}: {error.what}")
+            return True
+        return False
 
     @contextmanager
     def _devices(self, stage: Stage) -> Iterator[tuple[str, ...]]:

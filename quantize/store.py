@@ -2,13 +2,13 @@
 
     <root>/<kind>/<key[:24]>/          a committed artifact: its files and manifest.json
     <root>/drafts/<kind>-<key>.<...>/  what a running stage writes into
-    <root>/leases/<kind>-<key>.lock    one lock per stage: a second process waits and then reuses
+    <root>/leases/<kind>-<key>/        who is at a stage (`leases.py`): a second process waits and then reuses
     <root>/store.json                  the version of this layout, so that a program of another time knows it is not its
 
-The order of a commit buys the promises. Files are flushed to disk before the directory is renamed into place, so a name
-never points at missing bytes; the manifest is written last, so a directory without one is garbage by definition; a
-reader asks for the manifest first, so it never sees half an artifact. A lease is an `flock` on an inherited descriptor:
-the kernel releases it when driver and worker are both gone, however they died.
+The order of a commit buys the promises. Files are flushed to disk, then the manifest beside them; then one rename
+puts the directory in its place: a name never points at missing bytes, and a reader sees all of an artifact or nothing.
+That rename never goes over an artifact that is there. So where two nodes do the same stage, because one was silent for
+so long that the other took it over, the first to publish is the one whose bytes stay.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import json
 import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quantize import __version__, faults
 from quantize.artifact import MANIFEST_VERSION, FileEntry, Manifest, Provenance
 from quantize.errors import StoreError
-from quantize.locks import try_lock, wait_for_lock
+from quantize.leases import Lease, holding, is_held, node
 from quantize.record import file_sha256
 
 __all__ = [
@@ -44,8 +42,9 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-#: The file that says how a store is laid out, and the layout that this program knows. It was 1 before it was written.
-LAYOUT, LAYOUT_VERSION = "store.json", 1
+#: The file that says how a store is laid out, and the layout that this program knows. It was 1 before it was written;
+#: 2: leases are folders, and exclude other nodes, which those of 1 do not see.
+LAYOUT, LAYOUT_VERSION = "store.json", 2
 FULL_DISK = "The disk is full: free some space (`quantize gc` shows what can go) and run again."
 _KEYED = re.compile(r"[0-9a-f]{24}\Z")
 
@@ -87,23 +86,20 @@ class Store:
         return manifest
 
     @contextmanager
-    def lease(self, kind: str, key: str, waiting: Callable[[str], None]) -> Iterator[int]:
-        """Hold the stage's lock; yields its descriptor, for the worker to inherit.
+    def lease(self, kind: str, key: str, waiting: Callable[[str], None]) -> Iterator[Lease]:
+        """Hold the stage's lease, which its worker inherits.
 
-        Waits while another process has it; `waiting` is told once who that is.
+        Waits while another process has it, on this node or on another; `waiting` is told once who that is.
         """
-        path = self.root / "leases" / f"{kind}-{key[:24]}.lock"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            wait_for_lock(descriptor, waiting)
-            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, owner.encode(), 0)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        folder = self._leases(kind, key)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._say_layout()
+        with holding(folder, waiting) as lease:
+            yield lease
+
+    def _leases(self, kind: str, key: str) -> Path:
+        return self.root / "leases" / f"{kind}-{key[:24]}"
 
     def draft(self, kind: str, key: str) -> Path:
         """A new empty directory for a stage's output. Call it under the lease: drafts of dead runs are removed."""
@@ -112,17 +108,17 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
             self._say_layout()
             for stale in parent.glob(f"{kind}-{key[:24]}.*"):
-                shutil.rmtree(stale)
-            draft = parent / f"{kind}-{key[:24]}.{os.getpid()}"
+                shutil.rmtree(stale, ignore_errors=True)  # an orphan of another node may still write into it
+            draft = parent / f"{kind}-{key[:24]}.{node()}-{os.getpid()}"
             draft.mkdir()
         return draft
 
     def _say_layout(self) -> None:
         """Write down how this store is laid out, once. Whoever does it at the same time writes the same."""
         place = self.root / LAYOUT
-        if place.is_file():
+        if place.is_file() and json.loads(place.read_bytes()).get("version") == LAYOUT_VERSION:
             return
-        part = place.with_name(f".{LAYOUT}.{os.getpid()}")
+        part = place.with_name(f".{LAYOUT}.{node()}-{os.getpid()}")
         part.write_text(json.dumps({"version": LAYOUT_VERSION, "program": f"quantize {__version__}"}), encoding="utf-8")
         part.replace(place)
 
@@ -136,8 +132,12 @@ class Store:
         inputs: dict[str, str],
         summary: dict[str, Any],
         provenance: Provenance,
+        lease: Lease | None = None,
     ) -> Manifest:
-        """Publish a draft under its key and return its manifest. Call it under the lease."""
+        """Publish a draft under its key, and return its manifest, or that of whoever was first.
+
+        Call it under the lease. Raises LeaseLost where that was taken over.
+        """
         final = self.path(kind, key)
         with writing(final):
             files = [_entry(draft, path) for path in _files(draft)]
@@ -145,26 +145,27 @@ class Store:
                 kind=kind, name=name, key=key, inputs=inputs, files=files, summary=summary, provenance=provenance
             )
             faults.point("store.synced")
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():
-                # Only a commit that died before its manifest leaves one: under the lease nobody else is writing it.
-                shutil.rmtree(final)
-            draft.rename(final)
-            sync(final.parent)
-            faults.point("store.renamed")
-            part = final / f"{MANIFEST}.part"
-            part.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-            sync(part)
+            place = draft / MANIFEST
+            place.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+            sync(place)
+            sync(draft)
             faults.point("store.manifest_written")
-            part.rename(final / MANIFEST)
-            sync(final)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if lease is not None:
+                lease.check()
+            faults.point("store.checked")
+            if not _put(draft, final):
+                shutil.rmtree(draft)
+                return self.find(kind, key) or manifest
+            sync(final.parent)
             faults.point("store.committed")
         return manifest
 
     def manifests(self, kind: str = "*") -> Iterator[tuple[Path, Manifest]]:
         """Every committed artifact, or those of one kind, with its manifest."""
         for path in sorted(self.root.glob(f"{kind}/*/{MANIFEST}")):
-            manifest = read_manifest(path.parent)
+            # A draft has its manifest before it has its name.
+            manifest = read_manifest(path.parent) if _KEYED.match(path.parent.name) else None
             if manifest is not None:
                 yield path.parent, manifest
 
@@ -183,25 +184,29 @@ class Store:
 
     def held(self, kind: str) -> bool:
         """Whether anybody holds a lease of this kind."""
-        for lock in self.root.glob(f"leases/{kind}-*.lock"):
-            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                if not try_lock(descriptor):
-                    return True
-            finally:
-                os.close(descriptor)
-        return False
+        return any(map(is_held, self.root.glob(f"leases/{kind}-*/")))
 
     def _held(self, path: Path) -> bool:
         stem = path.name.split(".")[0] if path.parent.name == "drafts" else f"{path.parent.name}-{path.name}"
-        lock = self.root / "leases" / f"{stem}.lock"
-        if not lock.exists():
-            return False
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        leases = self.root / "leases" / stem
+        return leases.is_dir() and is_held(leases)
+
+
+def _put(draft: Path, final: Path) -> bool:
+    """Give a whole artifact its name; False where another has it already."""
+    while True:
         try:
-            return not try_lock(descriptor)
-        finally:
-            os.close(descriptor)
+            draft.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if (final / MANIFEST).exists():
+                return False
+            # Half an artifact, of a program that named the directory first and wrote the manifest last.
+            with suppress(FileNotFoundError):
+                final.rename(draft.with_name(f"{draft.name}.half"))
+        else:
+            return True
 
 
 def read_manifest(directory: Path) -> Manifest | None:

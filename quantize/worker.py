@@ -2,8 +2,9 @@
 
 The process owns its memory and its device: both are free again when it ends, however it ends. It says what it is doing
 as JSON lines on the descriptor that STAGE.json names; whatever the libraries print goes to its standard output and
-error, which the executor points at the stage's log. It holds the stage's lease by an inherited descriptor, so a stage
-whose driver was killed still finishes and commits, and nobody starts it twice.
+error, which the executor points at the stage's log. It holds the stage's lease by an inherited descriptor and beats
+for it, so a stage whose driver was killed still finishes and commits, and nobody starts it twice; one that another node
+has taken over ends.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from typing import Any
 
 from quantize import faults
 from quantize.artifact import Provenance
-from quantize.errors import Interrupted, QuantizeError
+from quantize.errors import Interrupted, LeaseLost, QuantizeError
 from quantize.handed import Host
+from quantize.leases import Lease, beating
 from quantize.parts import StoreParts
 from quantize.store import FULL_DISK, Store, writing
 
@@ -95,7 +97,7 @@ def carry_tqdm(progress: Callable[[str, float, float | None], None]) -> None:
     tqdm.display = display
 
 
-def run(job: dict[str, Any], events: Events) -> None:
+def run(job: dict[str, Any], events: Events, lease: Lease) -> None:
     """Run the stage that `job` describes and commit what it made."""
     from quantize.stages import STAGES, Work
 
@@ -133,6 +135,7 @@ def run(job: dict[str, Any], events: Events) -> None:
         inputs=job["input_keys"],
         summary=summary,
         provenance=_provenance(time.monotonic() - started, job["libraries"]),
+        lease=lease,
     )
 
 
@@ -148,8 +151,19 @@ def _provenance(seconds: float, libraries: list[str]) -> Provenance:
     )
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise Interrupted("stopped by a signal.")
+class _Stop:
+    """What SIGTERM does: the stage ends, as one that was asked to or as one that another node has taken over."""
+
+    def __init__(self) -> None:
+        self._why: QuantizeError = Interrupted("stopped by a signal.")
+
+    def lost(self, error: LeaseLost) -> None:
+        """End it from another thread."""
+        self._why = error
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        raise self._why
 
 
 def main(arguments: list[str], events: int | None = None) -> int:
@@ -163,9 +177,11 @@ def main(arguments: list[str], events: int | None = None) -> int:
 
 def _ended(job: dict[str, Any], events: Events) -> int:
     """Run the stage; its exit code."""
-    signal.signal(signal.SIGTERM, _stop)
+    stop, lease = _Stop(), Lease.inherited(job["lease"])
+    signal.signal(signal.SIGTERM, stop)
     try:
-        run(job, events)
+        with beating(lease, stop.lost):
+            run(job, events, lease)
     except QuantizeError as error:
         traceback.print_exc()
         events.send({"error": {"what": error.what, "where": error.where, "fix": error.fix}})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,14 +73,14 @@ def command(*arguments: str | Path, seconds: float = 300, **environment: str) ->
     )
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     """The program in the background, with its standard error to read from."""
     return subprocess.Popen(
         [sys.executable, "-m", "quantize", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=dict(os.environ),
+        env={**os.environ, **environment},
     )
 
 
@@ -91,6 +93,39 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
         if text in line:
             return
     pytest.fail(f"{text!r} was never printed, but {''.join(seen)}")
+
+
+def state(pid: int) -> str:
+    """The kernel's letter for a process: R, S, T (stopped), Z (dead, not buried yet); empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has buried yet does not."""
+    return state(pid) not in ("", "Z")
+
+
+def stopped_worker(driver: subprocess.Popen[str]) -> int:
+    """The worker of a driver that a fault point has stopped, once it is."""
+    deadline = time.monotonic() + 120
+    while not (found := [pid for pid in workers_of(driver) if state(pid) == "T"]):
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.01)
+    return found[0]
+
+
+def kill_at_once(driver: subprocess.Popen[str]) -> None:
+    """Kill a driver and its workers together, as a node that is lost takes all."""
+    workers = workers_of(driver)
+    assert workers
+    for pid in (driver.pid, *workers):
+        os.kill(pid, signal.SIGKILL)
+    driver.communicate()
+    while any(alive(pid) for pid in workers):
+        time.sleep(0.01)
 
 
 def below(pid: int) -> list[int]:

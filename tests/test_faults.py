@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import command, seldom, start, tiny_recipe, wait_for, workers_of, write_recipe
+from program import command, kill_at_once, seldom, start, stopped_worker, tiny_recipe, wait_for, write_recipe
 
 import quantize
 from quantize.store import Store
@@ -69,34 +69,10 @@ def without(recipe: Path, store: Path, *kinds: str, arm: str | None = None) -> P
     return store
 
 
-def kill_at_once(driver: subprocess.Popen[str]) -> None:
-    """Kill a driver and its workers together, as a node that is lost takes all."""
-    workers = workers_of(driver)
-    assert workers
-    for pid in (driver.pid, *workers):
-        os.kill(pid, signal.SIGKILL)
-    driver.communicate()
-    while any(alive(pid) for pid in workers):
-        time.sleep(0.01)
-
-
-def state(pid: int) -> str:
-    """The kernel's letter for a process: R, S, T (stopped), Z (dead, not buried yet); empty where it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return ""
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has buried yet does not."""
-    return state(pid) not in ("", "Z")
-
-
 POINTS = [name for name in points("store.", "worker.", "run.") if name != IN_LOOKS]
 
 
-@pytest.mark.parametrize("name", seldom(POINTS, often=("store.renamed", "run.stage_done")))
+@pytest.mark.parametrize("name", seldom(POINTS, often=("store.checked", "run.stage_done")))
 def test_a_run_killed_at_any_point_resumes_with_the_same_bytes_and_repeats_nothing(undisturbed, tmp_path, name):
     """The first and the last stage are still to do, so that every point lies on the way; the others are not redone."""
     recipe, expected = undisturbed
@@ -211,17 +187,13 @@ def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_
     monkeypatch.setenv("QUANTIZE_FAULT", "worker.started:STOP")
     process = start("run", recipe, "--store", store, "--no-release")
     wait_for(process, "evaluate baseline facts ...")
-    deadline = time.monotonic() + 120
-    while not (stopped := [pid for pid in workers_of(process) if state(pid) == "T"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    stopped = stopped_worker(process)
     process.kill()
     process.communicate()
     monkeypatch.delenv("QUANTIZE_FAULT")
     second = start("run", recipe, "--store", store, "--no-release", "--json")
     wait_for(second, "is at it; waiting")
-    for pid in stopped:
-        os.kill(pid, signal.SIGCONT)
+    os.kill(stopped, signal.SIGCONT)
     output, said = second.communicate(timeout=240)
     assert second.returncode == 0, said
     assert "evaluate baseline facts" in json.loads(output)["reused"]

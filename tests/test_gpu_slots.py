@@ -15,6 +15,7 @@ from quantize.device import Device
 from quantize.device_locks import FOLDER
 from quantize.executors import Local, _workers
 from quantize.handed import StageSpec
+from quantize.leases import Lease
 from quantize.locks import try_lock
 from quantize.planner import make_plan
 from quantize.recipe import Resources, load
@@ -74,7 +75,7 @@ class Stage:
 
     def lease(self):
         self.held = os.open(os.devnull, os.O_RDONLY)
-        return self.held
+        return Lease(self.folder, 1, 60.0, self.held)
 
     def end(self):
         self.enough.touch()

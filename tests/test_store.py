@@ -108,6 +108,18 @@ def test_a_directory_without_manifest_is_garbage_and_not_an_artifact(tmp_path):
     (directory / MANIFEST).unlink()
     store = Store(tmp_path)
     assert store.find("quantize", KEY) is None
+    assert committed(tmp_path) == directory
+    assert read_manifest(directory) is not None
+
+
+def test_a_commit_never_goes_over_what_is_committed(tmp_path):
+    store, directory = Store(tmp_path), committed(tmp_path)
+    draft = store.draft("quantize", KEY)
+    (draft / "other.bin").write_bytes(b"other")
+    manifest = store.commit(draft, kind="quantize", name="", key=KEY, inputs={}, summary={}, provenance=PROVENANCE)
+    assert [file.path for file in manifest.files] == ["checkpoint/w.bin"], "the manifest of what is there"
+    assert verify_directory(directory, manifest) == []
+    assert not draft.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "added"])
@@ -206,9 +218,9 @@ def test_a_full_disk_is_said_so_and_loses_nothing(tmp_path):
 def test_a_store_says_how_it_is_laid_out_and_a_later_layout_is_refused_untouched(tmp_path):
     directory = committed(tmp_path)
     said = json.loads((tmp_path / LAYOUT).read_text(encoding="utf-8"))
-    assert said["version"] == 1 and said["program"].startswith("quantize ")
-    (tmp_path / LAYOUT).write_text('{"version": 2, "program": "quantize 9.0"}', encoding="utf-8")
-    with pytest.raises(StoreError, match=r"a newer quantize made this store \(version 2; .* Upgrade quantize"):
+    assert said["version"] == 2 and said["program"].startswith("quantize ")
+    (tmp_path / LAYOUT).write_text('{"version": 3, "program": "quantize 9.0"}', encoding="utf-8")
+    with pytest.raises(StoreError, match=r"a newer quantize made this store \(version 3; .* Upgrade quantize"):
         Store(tmp_path)
     for arguments in (["gc", "--delete", "--keep-runs", "0"], ["doctor"]):
         result = command(*arguments, "--store", tmp_path)
@@ -224,6 +236,9 @@ def test_a_store_of_before_layouts_were_written_down_is_read_and_then_says_so(tm
     assert not (tmp_path / LAYOUT).exists()
     Store(tmp_path).draft("quantize", "b" * 64)
     assert (tmp_path / LAYOUT).is_file()
+    (tmp_path / LAYOUT).write_text('{"version": 1, "program": "quantize 0.1"}', encoding="utf-8")
+    Store(tmp_path).draft("quantize", "b" * 64)
+    assert json.loads((tmp_path / LAYOUT).read_text(encoding="utf-8"))["version"] == 2
 
 
 def test_what_a_newer_program_made_is_not_called_damaged(tmp_path):

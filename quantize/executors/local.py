@@ -29,6 +29,7 @@ from quantize.errors import Interrupted, StageFailed
 from quantize.executors._at_work import AtWork
 from quantize.executors._workers import GRACE_SECONDS, Worker, forked, started
 from quantize.handed import WITHOUT_DEVICE, Progress, StageSpec
+from quantize.leases import Lease
 from quantize.machine import device_names
 from quantize.record import Record
 from quantize.store import writing
@@ -52,7 +53,7 @@ class Local(Record):
     threads: int | None = None
     _at_work: AtWork = PrivateAttr(default_factory=AtWork)
 
-    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: int) -> None:
+    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease) -> None:
         """See `protocols.Executor.run`."""
         with writing(log):
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,9 @@ class Local(Record):
         ):
             read, write = os.pipe()
             job = Path(scratch) / "stage.json"
-            job.write_text(json.dumps(self._job(spec, store, write, log)), encoding="utf-8")
-            start = partial(self._start, spec, job, output.fileno(), (write, lease, *device))
+            document = self._job(spec, store, write, log) | {"lease": lease.document()}
+            job.write_text(json.dumps(document), encoding="utf-8")
+            start = partial(self._start, spec, job, output.fileno(), (write, lease.descriptor, *device))
             with self._at_work.following(start) as process:
                 os.close(write)
                 error = _follow(process, read, progress)
