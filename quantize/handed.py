@@ -287,8 +287,9 @@ class StageSpec:
     that the stage calls to their Python; it runs in that of `environment` itself (None: the program's own). `alone` is
     a stage that measures time: nothing else may use the device meanwhile. `online` is one that may ask the hub.
 
-    Where stages run side by side, `gpus` are those of the driver's GPUs that are the stage's (None: all of them), and
-    `threads` its share of the CPU (None: what the executor allows). Neither is part of a key.
+    Where stages run side by side, `gpus` are those of the driver's GPUs that are the stage's (None: all of them);
+    `threads` are its CPU threads (None: all cores). On other machines it gets `gpus_wanted` and `memory_wanted` (bytes
+    of the host; None: not known), on a device of `device_class`. None of these is part of a key.
     """
 
     kind: str
@@ -306,3 +307,6 @@ class StageSpec:
     online: bool = False
     gpus: tuple[int, ...] | None = None
     threads: int | None = None
+    gpus_wanted: int = 0
+    memory_wanted: float | None = None
+    device_class: str = ""

@@ -14,7 +14,6 @@ from quantize.attempts import Ledger
 from quantize.device import Device, choose, gpus
 from quantize.environments import create, locate
 from quantize.errors import Interrupted, RecipeError, RegistryAway, RegistryError, UsageError
-from quantize.executors import Local
 from quantize.plan import Plan
 from quantize.planner import chosen_variants, make_plan, needed_environments
 from quantize.preflight import Estimate, Preflight, attempts_of, check, estimates
@@ -100,8 +99,7 @@ def execute(
         if preflight.problems:
             raise RecipeError([f"{path}: {problem}" for problem in preflight.problems])
     ledger = Ledger.of(store, _versions(registry, watcher))
-    executor, sharing = Local(threads=recipe.resources.threads), _sharing(plan, store)
-    runner = Runner(loaded, plan, store, executor, watcher, ledger, sharing=sharing)
+    runner = Runner(loaded, plan, store, recipe.resources.executor, watcher, ledger, sharing=_sharing(plan, store))
     with store.lease(RUN, digest(runner.name), lambda _owner: None):
         try:
             record = runner.measure()
@@ -117,9 +115,10 @@ def execute(
 
 
 def _sharing(plan: Plan, store: Store) -> Sharing | None:
-    """How the stages share this machine; None where they run one after the other."""
+    """How the stages share this machine, or what they ask of others; None where they run one after the other."""
     resources, device = plan.recipe.resources, plan.device
-    if at_once(resources, device, gpus()) == 1 and resources.stages in (None, 1):
+    alone = at_once(resources, device, gpus()) == 1 and resources.stages in (None, 1)
+    if alone and not resources.executor.remote:
         return None
     costs = {
         cost.stage.label: Cost(0.0 if cost.cached else cost.seconds, cost.memory)

@@ -357,11 +357,16 @@ class Executor(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease) -> None:
+    @property
+    def remote(self) -> bool:
+        """Whether stages run elsewhere: each takes its lease there, and none a share of this machine."""
+        ...
+
+    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease | None) -> None:
         """Return when the stage is committed. Raises StageFailed with the log's tail, or Interrupted.
 
-        The process inherits the stage's `lease` and beats for it, so that it outlives the driver. Several threads may
-        be in it at once, each with a stage of its own.
+        The process inherits the `lease` (None if `remote`) and beats for it, so that it outlives the driver. Several
+        threads may be in it at once, each with a stage of its own.
         """
         ...
 

@@ -250,7 +250,7 @@ def _measure(tools: Tools, version: VersionState, loaded: LoadedRecipe, plan: Pl
     if problems:
         raise RecipeError([f"version {version.version}: {problem}" for problem in problems])
     ledger = Ledger.of(tools.store, tools.registry.versions())
-    executor = Local(threads=recipe.resources.threads)
+    executor = Local()
     runner = Runner(loaded, plan, tools.store, executor, tools.watcher, ledger, counting=False)
     with tools.store.lease(RUN, digest(runner.name), lambda _owner: None):
         try:

@@ -26,6 +26,7 @@ from quantize.consistency import inconsistencies
 from quantize.engines import ENGINES_BY_FORMAT, EngineConfig, Transformers
 from quantize.errors import RecipeError
 from quantize.evidence import Spending
+from quantize.executors import ExecutorConfig, Local
 from quantize.gates import GateConfig, ServiceLevel
 from quantize.including import PATH_KEYS, read, resolve_paths
 from quantize.metrics import MetricConfig
@@ -48,7 +49,8 @@ _INCLUDED = "Files of recipes that lie below this one: mappings are merged, anyt
 class Resources(Record):
     """What stages may use. `device`: `auto` takes the CUDA devices if there are any, else the CPU.
 
-    Only `device` and `threads` are part of keys: where a stage ran, and beside which others, changes none.
+    Only `device` and `threads` are part of keys: where a stage ran, and beside which others, changes none. `executor`
+    is this machine, or a Ray cluster.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -61,6 +63,7 @@ class Resources(Record):
     memory_gb: Annotated[
         float | None, Field(gt=0, description="Host memory for stages side by side, in GB; unset: the machine's.")
     ] = None
+    executor: ExecutorConfig = Field(default_factory=Local)
 
 
 class EarlyStopping(Record):

@@ -89,9 +89,9 @@ class Runner:
         stamp = self.started.strftime("%Y%m%dT%H%M%S.%f")
         self.name = f"{self.plan.recipe.name}-{stamp}p{os.getpid()}"
         self.directory = self.store.root / "runs" / self.name
-        if self.sharing is not None and self.sharing.capacity.stages == 1:
+        if self.sharing is not None and self.sharing.capacity.stages == 1 and not self.executor.remote:
             self.sharing = None
-        self._stages = StageRuns(self.store, self.executor, self.watcher, self.directory, self.sharing)
+        self._stages = StageRuns(self.plan, self.store, self.executor, self.watcher, self.directory, self.sharing)
         self._common = InCommon(self.plan, self.store, self._stages)
 
     def measure(self) -> RunRecord:

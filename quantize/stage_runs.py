@@ -21,7 +21,7 @@ from quantize.desk import Desk
 from quantize.errors import LeaseLost, QuantizeError, StageFailed
 from quantize.handed import WITHOUT_DEVICE, StageSpec
 from quantize.leases import Lease
-from quantize.plan import Stage
+from quantize.plan import Plan, Stage
 from quantize.protocols import Executor
 from quantize.run_record import StageTime
 from quantize.sharing import Sharing
@@ -35,17 +35,27 @@ Trail = list[Stage]
 
 
 class StageRuns:
-    """Runs stages; `directory` is the run's folder. Without `sharing`, a stage has all that the driver sees."""
+    """Runs stages of `plan`; `directory` is the run's folder. Without `sharing`, a stage has all that the driver sees.
+
+    Where they run on other machines, `sharing` says what each asks for, and nothing here is given to them.
+    """
 
     def __init__(
-        self, store: Store, executor: Executor, watcher: Watcher, directory: Path, sharing: Sharing | None
+        self,
+        plan: Plan,
+        store: Store,
+        executor: Executor,
+        watcher: Watcher,
+        directory: Path,
+        sharing: Sharing | None,
     ) -> None:
+        self._plan = plan
         self._store = store
         self._executor = executor
         self._watcher = watcher
         self._directory = directory
         self._sharing = sharing
-        self._desk = Desk(sharing.capacity) if sharing is not None else None
+        self._desk = Desk(sharing.capacity) if sharing is not None and not executor.remote else None
         self._turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         self._guard = threading.Lock()
         self._labels: set[str] = set()
@@ -86,7 +96,10 @@ class StageRuns:
         return ran, reused, list(times.values())
 
     @contextmanager
-    def _leased(self, stage: Stage) -> Iterator[Lease]:
+    def _leased(self, stage: Stage) -> Iterator[Lease | None]:
+        if self._executor.remote:
+            yield None
+            return
         with self._store.lease(stage.kind, stage.key, lambda owner: self._watcher.waiting(stage, owner)) as lease:
             yield lease
 
@@ -100,7 +113,7 @@ class StageRuns:
                 self._sharing.passed(stage.label)
             return first
 
-    def _run(self, stage: Stage, lease: Lease) -> Manifest | None:
+    def _run(self, stage: Stage, lease: Lease | None) -> Manifest | None:
         """Do it now, as soon as it may have what it asks for. None where another node has taken it over."""
         with self._devices(stage) as devices:
             began, clock = datetime.now(UTC), time.monotonic()
@@ -111,7 +124,7 @@ class StageRuns:
                 progress = self._watcher.progress(stage)
                 self._executor.run(self._spec(stage, devices), self._store.root, log, progress, lease)
             except StageFailed as error:
-                if self._taken_over(stage, lease):
+                if lease is not None and self._taken_over(stage, lease):
                     return None
                 if self._store.find(stage.kind, stage.key) is None:
                     self._watcher.failed(stage, error)
@@ -161,8 +174,12 @@ class StageRuns:
             yield devices
 
     def _spec(self, stage: Stage, devices: Sequence[str]) -> StageSpec:
-        shared = self._sharing is not None and not stage.alone
+        sharing, remote = self._sharing, self._executor.remote
+        # One that has the machine alone has all of it, whether others run side by side or not.
+        shared = sharing if not remote and not stage.alone else None
         numbers = [number for _, _, number in (name.partition(":") for name in devices)]
+        asked = sharing.request(stage) if sharing is not None and remote else None
+        on_gpu = stage.device != "cpu"
         return StageSpec(
             kind=stage.kind,
             name=stage.name,
@@ -177,14 +194,16 @@ class StageRuns:
             environment=stage.hosted,
             alone=stage.alone,
             online=stage.online,
-            # One that has the machine alone has all of it, whether others run side by side or not.
-            gpus=tuple(map(int, numbers)) if shared and devices and stage.device != "cpu" else None,
-            threads=self._sharing.threads if shared and self._sharing is not None else None,
+            gpus=tuple(map(int, numbers)) if shared is not None and devices and on_gpu else None,
+            threads=self._plan.recipe.resources.threads or (shared.threads if shared is not None else None),
+            gpus_wanted=asked.devices if asked is not None and on_gpu else 0,
+            memory_wanted=asked.memory if asked is not None else None,
+            device_class=self._plan.device.device_class if on_gpu == (self._plan.device.kind != "cpu") else "",
         )
 
 
 def _interpreters(stage: Stage) -> dict[str, Path]:
-    """Where the stage finds its environments. Raises StageFailed for one that is not there."""
+    """Where the stage finds its environments. Raises StageFailed for one that is not here."""
     found = {}
     for name, environment in stage.environments.items():
         if environment.python is None:

@@ -14,6 +14,7 @@ from quantize.device_locks import FOLDER, holding, runtime_folder
 from quantize.errors import QuantizeError
 from quantize.executors import Local
 from quantize.handed import StageSpec
+from quantize.leases import Lease
 
 #: Says "waiting ..." and "got" as it comes to that, and leaves when its standard input ends.
 _HOLDER = """
@@ -172,6 +173,10 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_names_is_left_alone(folder
     assert (tmp_path / "precious").read_text() == "words"
 
 
+def held(descriptor: int) -> Lease:
+    return Lease(Path("/nowhere"), 1, 60.0, descriptor)
+
+
 class Stage:
     """A stage whose process says in a file that it runs, and ends when another one is there."""
 
@@ -188,7 +193,7 @@ class Stage:
         self.store = tmp_path / "store"
 
     def run(self, descriptor):
-        Local().run(self.spec, self.store, self.log, lambda what, *_: self.told.append(what), descriptor)
+        Local().run(self.spec, self.store, self.log, lambda what, *_: self.told.append(what), held(descriptor))
 
     def start(self, descriptor):
         self.thread = threading.Thread(target=self.run, args=(descriptor,))

@@ -116,7 +116,7 @@ def test_a_process_sees_the_gpus_that_it_was_given_as_the_user_names_them(
 
 def test_a_stage_on_the_cpu_sees_no_gpu_and_has_its_share_of_threads(two_gpus, tmp_path):
     stage = Stage(tmp_path, "it", device="cpu", threads=3)
-    assert stage.start(Local(threads=8)) == ["", "PCI_BUS_ID", "3"]
+    assert stage.start(Local()) == ["", "PCI_BUS_ID", "3"]
     stage.end()
 
 

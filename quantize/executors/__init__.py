@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from quantize.executors.local import Local
+from quantize.executors.ray import Ray
 
-__all__ = ["ExecutorConfig", "Local"]
+__all__ = ["ExecutorConfig", "Local", "Ray"]
 
-ExecutorConfig = Local
+ExecutorConfig = Annotated[Local | Ray, Field(discriminator="kind")]

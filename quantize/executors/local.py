@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,9 +22,9 @@ from pydantic import PrivateAttr
 
 from quantize.child import link_to_package
 from quantize.device_locks import holding
-from quantize.errors import Interrupted, StageFailed
 from quantize.executors._at_work import AtWork
-from quantize.executors._workers import GRACE_SECONDS, Worker, forked, started
+from quantize.executors._following import followed
+from quantize.executors._workers import Worker, forked, started
 from quantize.handed import WITHOUT_DEVICE, Progress, StageSpec
 from quantize.leases import Lease
 from quantize.machine import device_names
@@ -36,7 +33,6 @@ from quantize.store import writing
 
 __all__ = ["Local"]
 
-_TAIL_LINES = 15
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 #: Threads that wait sleep instead of spinning: beside other work, spinning made sampling ten times slower.
@@ -47,14 +43,20 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Local(Record):
-    """Stages on this machine. `threads` caps the CPU threads of one that has no share of its own (None: all cores)."""
+    """Stages on this machine."""
 
     kind: Literal["local"] = "local"
-    threads: int | None = None
     _at_work: AtWork = PrivateAttr(default_factory=AtWork)
 
-    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease) -> None:
-        """See `protocols.Executor.run`."""
+    @property
+    def remote(self) -> bool:
+        """See `protocols.Executor`."""
+        return False
+
+    def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease | None) -> None:
+        """See `protocols.Executor`."""
+        if lease is None:
+            raise ValueError("a stage on this machine needs its lease")
         with writing(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
@@ -68,17 +70,10 @@ class Local(Record):
             document = self._job(spec, store, write, log) | {"lease": lease.document()}
             job.write_text(json.dumps(document), encoding="utf-8")
             start = partial(self._start, spec, job, output.fileno(), (write, lease.descriptor, *device))
-            with self._at_work.following(start) as process:
-                os.close(write)
-                error = _follow(process, read, progress)
-        returncode = process.wait()
-        if returncode != 0 or error is not None:
-            if self._at_work.stopped:
-                raise _interrupted(spec)
-            raise _failure(spec, returncode, error, log)
+            followed(self._at_work, start, spec, (read, write), log, progress)
 
     def stop(self) -> None:
-        """See `protocols.Executor.stop`."""
+        """See `protocols.Executor`."""
         self._at_work.stop()
 
     def _start(self, spec: StageSpec, job: Path, output: int, descriptors: Sequence[int]) -> Worker:
@@ -103,8 +98,8 @@ class Local(Record):
             environment[_VISIBLE] = ""
         elif spec.gpus is not None:
             environment[_VISIBLE] = _named(spec.gpus, os.environ.get(_VISIBLE))
-        if (threads := self._threads(spec)) is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        if spec.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(spec.threads)
         if spec.environment is not None:
             environment |= {"PYTHONPATH": str(link_to_package(scratch)), "PYTHONNOUSERSITE": "1"}
         return environment
@@ -125,11 +120,8 @@ class Local(Record):
             "events": events,
             # Beside the stage's own log: what the processes that it starts write.
             "logs": str(log.with_suffix("").absolute()),
-            "threads": self._threads(spec),
+            "threads": spec.threads,
         }
-
-    def _threads(self, spec: StageSpec) -> int | None:
-        return self.threads if spec.threads is None else spec.threads
 
 
 def _named(gpus: Sequence[int], seen: str | None) -> str:
@@ -152,49 +144,3 @@ def _device(spec: StageSpec, progress: Progress) -> Iterator[list[int]]:
     names = [name for device in own for name in device_names(device)]
     with holding(names, f"{spec.kind} {spec.name}".strip(), waiting, alone=spec.alone) as held:
         yield held
-
-
-def _follow(process: Worker, read: int, progress: Progress) -> dict[str, Any] | None:
-    """Read events until the worker ends; returns its error event, if it sent one."""
-    error: dict[str, Any] | None = None
-    try:
-        with os.fdopen(read, encoding="utf-8") as events:
-            for line in events:
-                event = json.loads(line)
-                if "progress" in event:
-                    progress(*event["progress"])
-                error = event.get("error", error)
-        process.wait()
-    except BaseException:
-        _end(process)
-        raise
-    return error
-
-
-def _end(process: Worker) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _interrupted(spec: StageSpec) -> Interrupted:
-    return Interrupted(f"stage {spec.kind} {spec.name} was stopped.", fix="Run the same command to resume.")
-
-
-def _failure(spec: StageSpec, returncode: int, error: dict[str, Any] | None, log: Path) -> StageFailed | Interrupted:
-    if returncode == Interrupted.exit_code:
-        return _interrupted(spec)
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        tail = "".join(deque(lines, _TAIL_LINES))
-    if error is not None:
-        what, where, fix = error["what"], error["where"], error["fix"]
-        return StageFailed(what, where=where or f"stage {spec.kind} {spec.name}", fix=fix, tail=tail)
-    if returncode == -signal.SIGKILL:
-        what = "its process was killed (SIGKILL)."
-        fix = "The usual cause is memory: see what `quantize plan` estimates, or use a machine with more of it."
-    else:
-        what, fix = f"its process ended with status {returncode}.", f"The whole log is {log}."
-    return StageFailed(what, where=f"stage {spec.kind} {spec.name}", fix=fix, tail=tail)

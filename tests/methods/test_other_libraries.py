@@ -114,10 +114,11 @@ class Stages:
             device="cpu",
             interpreters={} if environment is None else {environment: python},
             environment=environment,
+            threads=1,
         )
         log = self.folder / "logs" / f"{key}.log"
         with store.lease(kind, key, lambda _: None) as lease:
-            Local(threads=1).run(spec, store.root, log, lambda *_: None, lease)
+            Local().run(spec, store.root, log, lambda *_: None, lease)
         return store.path(kind, key)
 
     def quantize(self, method, scheme, python, *ignore):
