@@ -39,14 +39,16 @@ def disk_use(store: Store) -> dict[str, int]:
 
 
 def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
-    """Artifacts that no kept run reached, half-made ones, and the folders of runs that are not kept.
+    """Artifacts that no kept run reached, half-made ones, and the folders of runs that are not kept or were cut off.
 
     `keep_runs` is how many runs of each recipe are kept, newest first; None keeps all of them. Where any is, so is the
     last run that promoted each variant: `recheck` and `rollback` ask for its recipe and record.
     """
     keep: set[str] = set()
     by_recipe: dict[str, list[tuple[Path, RunRecord]]] = {}
-    for directory in run_directories(store):
+    directories = run_directories(store)
+    dropped = _cut_off(store, directories)
+    for directory in directories:
         try:
             record = read_record(directory)
         except QuantizeError:
@@ -54,7 +56,6 @@ def find_garbage(store: Store, keep_runs: int | None) -> list[Garbage]:
             keep |= _named(directory)
             continue
         by_recipe.setdefault(record.recipe, []).append((directory, record))
-    dropped: list[Path] = []
     for runs in by_recipe.values():
         kept = runs if keep_runs is None else runs[len(runs) - min(keep_runs, len(runs)) :]
         if keep_runs:
@@ -77,6 +78,25 @@ def _deciding(runs: list[tuple[Path, RunRecord]], kept: set[Path]) -> list[tuple
                 last[variant.name] = (directory, record)
     found = {directory: (directory, record) for directory, record in last.values() if directory not in kept}
     return list(found.values())
+
+
+def _cut_off(store: Store, directories: list[Path]) -> list[Path]:
+    """Folders of runs that were killed or failed before they had a record, once a later run of the recipe has one.
+
+    Until then somebody may want to read why it ended. While any run is going on, nobody knows which those are: it is
+    asked for after the folders were listed, so that one that ended meanwhile has its record by now.
+    """
+    if store.held(RUN):
+        return []
+    finished: dict[str, str] = {}
+    unfinished: list[tuple[str, str, Path]] = []
+    for directory in directories:
+        recipe, _, stamp = directory.name.rpartition("-")
+        if (directory / "run.json").exists():
+            finished[recipe] = max(stamp, finished.get(recipe, ""))
+        else:
+            unfinished.append((recipe, stamp, directory))
+    return [directory for recipe, stamp, directory in unfinished if stamp < finished.get(recipe, "")]
 
 
 def _named(directory: Path) -> set[str]:

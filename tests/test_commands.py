@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from quantize.device import choose
 from quantize.preflight import check
 from quantize.recipe import load
+from quantize.store import Store
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT, ITEMS = TINY / "checkpoint", TINY / "items.jsonl"
@@ -190,6 +191,18 @@ def test_gc_keeps_what_a_run_reached_and_drops_it_with_the_run(copied):
     assert command("gc", "--store", copied, "--keep-runs", "0", "--delete").returncode == 0
     assert not list(copied.glob("*/*/manifest.json"))
     assert not list((copied / "runs").iterdir())
+
+
+def test_gc_drops_the_folder_of_a_killed_run_once_a_later_one_has_a_record(copied):
+    (finished,) = (copied / "runs").iterdir()
+    earlier, later, another = ("tiny-20000101T000000.000000p1", "tiny-29990101T000000.000000p1", "else-20000101T0p1")
+    for name in (earlier, later, another):
+        (copied / "runs" / name / "logs").mkdir(parents=True)
+    with Store(copied).lease("run", "0" * 64, lambda _owner: None):
+        assert json.loads(command("gc", "--store", copied, "--json").stdout)["garbage"] == [], "it may be this one"
+    listed = json.loads(command("gc", "--store", copied, "--delete", "--json").stdout)["garbage"]
+    assert [item["path"] for item in listed] == [str(copied / "runs" / earlier)]
+    assert {path.name for path in (copied / "runs").iterdir()} == {finished.name, later, another}
 
 
 def test_gc_keeps_the_last_run_that_promoted_a_variant_for_what_asks_for_it_yet(copied):
