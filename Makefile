@@ -2,7 +2,8 @@
 # make demo           set everything up and run the main job on a real small model
 # make test           set everything up, lint, type-check and test; what needs an environment is skipped by name
 # make test-engines   make the environments of serving engines and other libraries, and run what needs them
-# make chaos          kill 500 processes of the pipeline at random moments, and compare what it comes to (KILLS=50: ten minutes)
+# make chaos          kill 500 processes of the pipeline at random moments, which takes two hours, and compare what it
+#                     comes to with an undisturbed run (KILLS=50: some ten minutes)
 #
 # They need only Python >= 3.11 and make (llama.cpp is compiled: a C++ compiler too). Installation follows this machine's
 # own pip configuration.
@@ -46,7 +47,7 @@ test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu
 
 chaos: $(STAMP)
-	QUANTIZE_CHAOS_KILLS=$(KILLS) $(BIN)/pytest -m chaos -s
+	QUANTIZE_CHAOS_KILLS=$(KILLS) $(BIN)/pytest tests/chaos -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from typing import Any
 from chaos_world import World
 from program import command
 
+from quantize.run_record import read_record
 from quantize.store import Store, verify_directory
 
 
@@ -18,13 +19,14 @@ from quantize.store import Store, verify_directory
 class Outcome:
     """All that may not depend on what was killed.
 
-    `contents` are digests of the bytes by key, `verdicts` whole by variant, `versions` what the registry holds
-    (variant, state, digest of the bytes), `serves` which variant each alias points at. What served before is not among
-    it: another may have been decided first.
+    `contents` are digests of the bytes by key, `verdicts` whole by variant, `actions` the last decisions on record,
+    `versions` what the registry holds (variant, state, digest of the bytes), `serves` which variant each alias points
+    at. What served before is not among it: another may have been decided first.
     """
 
     contents: dict[str, str]
     verdicts: dict[str, dict[str, Any]]
+    actions: dict[str, str]
     versions: list[tuple[str, str, str]]
     serves: dict[str, str]
 
@@ -37,14 +39,24 @@ def outcome(world: World, model: str) -> Outcome:
         found = {variant["name"]: variant["verdict"] for variant in node.document["variants"]}
         assert not verdicts or found == verdicts, "two nodes came to different verdicts"
         verdicts = found
+    actions = _actions(world)
+    assert set(actions) == set(verdicts), "a variant without a decision"
     status = _document(world, "status", model)
     rows = {row["version"]: row for row in status["versions"]}
     return Outcome(
         contents={manifest.key: manifest.content_digest() for _, manifest in Store(world.store).manifests()},
         verdicts=verdicts,
+        actions=actions,
         versions=sorted((row["variant"], row["state"], row["artifact_digest"]) for row in rows.values()),
         serves={a: rows[v]["variant"] for a, v in status["aliases"].items() if not a.endswith("-previous")},
     )
+
+
+def _actions(world: World) -> dict[str, str]:
+    """What was decided of each variant: its record is on disk before the registry says that it was."""
+    records = [read_record(run) for run in (world.store / "runs").iterdir()]
+    decided = [variant.decision for record in records for variant in record.variants if variant.decision is not None]
+    return {decision.variant: decision.action for decision in sorted(decided, key=lambda one: one.decided_at)}
 
 
 def check(world: World, model: str) -> None:

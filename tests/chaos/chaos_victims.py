@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,10 +50,22 @@ def _driver(world: World, draw: random.Random) -> list[int]:
 
 
 def _worker(world: World, draw: random.Random) -> list[int]:
-    """One that a driver's fork server made or the driver itself started; or an orphan of a driver that was killed."""
-    drivers = set(world.drivers())
-    workers = [pid for pid in world.processes() if pid not in drivers and _runs_a_stage(pid, drivers)]
+    workers = _workers(world, world.processes())
     return [draw.choice(workers)] if workers else []
+
+
+def _node(world: World, draw: random.Random) -> list[int]:
+    """All of a node that has a stage at work: driver, fork server, workers, and what was orphaned there before."""
+    processes = world.processes()
+    names = sorted({processes[worker] for worker in _workers(world, processes)})
+    name = draw.choice(names) if names else None
+    return [pid for pid, node in processes.items() if node == name]
+
+
+def _workers(world: World, processes: Iterable[int]) -> list[int]:
+    """Those that a driver's fork server made or the driver itself started, and orphans of drivers that were killed."""
+    drivers = set(world.drivers())
+    return [pid for pid in processes if pid not in drivers and _runs_a_stage(pid, drivers)]
 
 
 def _runs_a_stage(pid: int, drivers: set[int]) -> bool:
@@ -63,14 +75,6 @@ def _runs_a_stage(pid: int, drivers: set[int]) -> bool:
         # A fork server is its driver's child; what it forked looks the same, and is not.
         return b"quantize.worker" in program or (b"quantize.forkserver" in program and parent not in drivers)
     return False
-
-
-def _node(world: World, draw: random.Random) -> list[int]:
-    """All of a node: driver, fork server, workers, and what was orphaned there before."""
-    processes = world.processes()
-    names = sorted(set(processes.values()))
-    name = draw.choice(names) if names else None
-    return [pid for pid, node in processes.items() if node == name]
 
 
 def _server(world: World, _draw: random.Random) -> list[int]:
@@ -122,6 +126,11 @@ class Chaos:
     def over(self) -> bool:
         return self.killed >= self.kills or time.monotonic() >= self.until
 
+    @property
+    def _asleep(self) -> set[int]:
+        """Who was put to sleep and not woken yet: to do it again would only wake them early."""
+        return {pid for _, victim, struck in self._mends if victim.signal == signal.SIGSTOP for pid in struck}
+
     def look(self, world: World) -> None:
         """Mend what is due, and strike where the time has come."""
         now = time.monotonic()
@@ -130,7 +139,8 @@ class Chaos:
         if self.over or now < self._next:
             return
         self._aim = self._aim or self.draw.choices(VICTIMS, [victim.share for victim in VICTIMS])[0]
-        if struck := self._aim.pick(world, self.draw):
+        struck = self._aim.pick(world, self.draw)
+        if struck and not (self._aim.signal == signal.SIGSTOP and self._asleep & set(struck)):
             self._strike(world, self._aim, struck)
             self._aim, self._next = None, now + self.draw.uniform(0, 2 * self.pause)
         else:

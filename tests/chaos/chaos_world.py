@@ -33,6 +33,15 @@ _AGAIN_SECONDS = 2 * LEASE_SECONDS
 #: The variable by which the processes of a world are found.
 _WORLD = "QUANTIZE_CHAOS_WORLD"
 _DECIDED = (0, 3, 4)
+#: What the program says where it met what chaos is about, and what that is.
+_MET = {
+    "is at it; waiting": "waited for the other node",
+    "another node has taken this work over": "were overtaken asleep",
+    "after it had committed": "lost a worker after its commit",
+    "the MLflow server does not answer": "found the server away",
+    "who had not given it back": "took a dead holder's lock",
+    "Finished what": "finished a dead holder's promotion",
+}
 _RESUME, _ERROR = 75, 1
 
 
@@ -65,6 +74,11 @@ class Node:
     def said(self) -> Path:
         """What the job's present life, or its last one, writes to standard error."""
         return self.folder / f"{self.name}.{self.ends.total()}.err"
+
+    def met(self) -> Counter[str]:
+        """In how many of its lives the job said that it met something, by what it was."""
+        lives = [path.read_text(encoding="utf-8") for path in self.folder.glob("*.err")]
+        return Counter({what: sum(text in life for life in lives) for text, what in _MET.items()})
 
     def _start(self) -> None:
         self.struck = False
