@@ -43,6 +43,10 @@ class Victim:
     after: Callable[[World, Sequence[int]], None] | None = None
     seconds: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def kills(self) -> bool:
+        return self.signal == signal.SIGKILL
+
 
 def _driver(world: World, draw: random.Random) -> list[int]:
     drivers = world.drivers()
@@ -120,7 +124,7 @@ class Chaos:
     @property
     def killed(self) -> int:
         """How many kills there were: who sleeps is none."""
-        return sum(self.counts[victim.name] for victim in VICTIMS if victim.signal == signal.SIGKILL)
+        return sum(self.counts[victim.name] for victim in VICTIMS if victim.kills)
 
     @property
     def over(self) -> bool:
@@ -129,7 +133,7 @@ class Chaos:
     @property
     def _asleep(self) -> set[int]:
         """Who was put to sleep and not woken yet: to do it again would only wake them early."""
-        return {pid for _, victim, struck in self._mends if victim.signal == signal.SIGSTOP for pid in struck}
+        return {pid for _, victim, struck in self._mends if not victim.kills for pid in struck}
 
     def look(self, world: World) -> None:
         """Mend what is due, and strike where the time has come."""
@@ -140,7 +144,7 @@ class Chaos:
             return
         self._aim = self._aim or self.draw.choices(VICTIMS, [victim.share for victim in VICTIMS])[0]
         struck = self._aim.pick(world, self.draw)
-        if struck and not (self._aim.signal == signal.SIGSTOP and self._asleep & set(struck)):
+        if struck and (self._aim.kills or not self._asleep & set(struck)):
             self._strike(world, self._aim, struck)
             self._aim, self._next = None, now + self.draw.uniform(0, 2 * self.pause)
         else:
@@ -158,7 +162,7 @@ class Chaos:
             with suppress(ProcessLookupError):
                 os.kill(pid, victim.signal)
         for node in world.nodes:
-            node.struck |= node.name in {owners.get(pid) for pid in struck}
+            node.killed |= victim.kills and node.name in {owners.get(pid) for pid in struck}
         self.counts[victim.name] += 1
         with (world.folder / "strikes.log").open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC):%H:%M:%S.%f} {victim.name}: {struck}\n")

@@ -47,7 +47,10 @@ _RESUME, _ERROR = 75, 1
 
 @dataclass
 class Node:
-    """One job on one node: started, and started again until it ends decided. `document` is what it then printed."""
+    """One job on one node: started, and started again until it ends decided. `document` is what it then printed.
+
+    `killed`: a process of the node was, since the job was started last.
+    """
 
     name: str
     command: list[str]
@@ -56,7 +59,7 @@ class Node:
     draw: random.Random
     ends: Counter[int] = field(default_factory=Counter)
     driver: subprocess.Popen[bytes] | None = None
-    struck: bool = False
+    killed: bool = False
     document: dict[str, Any] | None = None
     _due: float = 0.0
 
@@ -81,21 +84,24 @@ class Node:
         return Counter({what: sum(text in life for life in lives) for text, what in _MET.items()})
 
     def _start(self) -> None:
-        self.struck = False
+        self.killed = False
         with self.said.open("wb") as error, self.said.with_suffix(".out").open("wb") as output:
             self.driver = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=error, env=self.environment
             )
 
     def _ended(self, code: int) -> None:
-        """Decided, or to be started again; any other end, and an error that no strike explains, is the program's."""
+        """Decided, or to be started again; any other end, and an error that no kill explains, is the program's.
+
+        Who only slept, or found the server away, has no reason for an error.
+        """
         told = self.said.read_text(encoding="utf-8")
         assert not [line for line in told.splitlines() if line.startswith("Traceback")], told
         if code in _DECIDED:
             self.document = json.loads(self.said.with_suffix(".out").read_text(encoding="utf-8"))
         else:
-            explained = code == _RESUME or (self.struck and code in (_ERROR, -signal.SIGKILL))
-            assert explained, f"node {self.name} ended with {code}, and nobody had touched it:\n{told}"
+            explained = code == _RESUME or (self.killed and code in (_ERROR, -signal.SIGKILL))
+            assert explained, f"node {self.name} ended with {code}, and nothing of it was killed:\n{told}"
             self._due = time.monotonic() + self.draw.uniform(0, _AGAIN_SECONDS)
             self.driver = None
         self.ends[code] += 1
