@@ -1,14 +1,32 @@
-"""A TCP proxy before a server, which a test cuts at a chosen request: before it arrives, or after it was done."""
+"""A TCP proxy before a server, which a test cuts at a chosen request: before it arrives, or after it was done.
+
+A registry makes hundreds of requests, some of them again and again from one place of the program. `places` finds the
+different ones: a request is known by the lines of the program that lead to it and by what it asks for, and of several
+alike the first is cut. Of those that change nothing, an answer that is lost and a request that is are the same.
+"""
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import socketserver
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+import quantize
 
 VERBS = (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE")
+_PROGRAM = str(Path(quantize.__file__).parent)
+#: What differs between two requests of one kind: names, numbers, digests.
+_NAMES = re.compile(r"mlflow-artifacts/artifacts/.*|[0-9a-f]{32}|\d+")
 
 
 class Proxy:
@@ -82,3 +100,33 @@ def proxied(port: int):
             proxy.down = True
             listener.shutdown()
             thread.join()
+
+
+def places(proxy: Proxy, work: Callable[[], None], *, changing: bool = False) -> list[int]:
+    """Do a piece of work, and give the numbers of its requests that are the first of their kind, in order.
+
+    `changing`: of those alone that may change something.
+    """
+    kinds: list[tuple[object, ...]] = []
+    request = requests.Session.request
+
+    def noted(session, method, url, *arguments, **settings):
+        kinds.append((*_lines(), method, _NAMES.sub("", urlsplit(url).path)))
+        return request(session, method, url, *arguments, **settings)
+
+    proxy.fail(-1, "before")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests.Session, "request", noted)
+        work()
+    assert len(kinds) == proxy.seen, "every request is one of MLflow's client"
+    first = {kind: number for number, kind in reversed(list(enumerate(kinds, start=1)))}
+    return sorted(number for kind, number in first.items() if not changing or kind[-2] != "GET")
+
+
+def _lines() -> Iterator[tuple[str, int]]:
+    """The lines of the program that lead to where this is called."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PROGRAM):
+            yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back

@@ -34,6 +34,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def database(self) -> str:
+        """Its database, for who looks at it from beside."""
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
     def files(self) -> Path:
         return self.folder / "files"
 
@@ -44,7 +49,7 @@ class Server:
     def launch(self) -> None:
         """Start it, and do not wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--workers", "1", "--backend-store-uri", self.database]
         command += ["--artifacts-destination", str(self.files)]
         # Without job execution: it would start eight more processes that nothing here uses.
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -1,4 +1,4 @@
-"""Turns on a real `mlflow server`: many who want one, holders that sleep, die or lose the server."""
+"""Turns on a real `mlflow server`: many who want one, holders that sleep or die."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from cut_proxy import proxied
 from forked import forkserver
 from program import command
 from release_processes import FIRST, SECOND, shuffle
 from release_world import World
+from turn_checks import moves, serial, told, whole
 
 from quantize import faults, operate
 from quantize.errors import RegistryError
 from quantize.history import check_journal, history
-from quantize.journal import Chain
-from quantize.release import release_run
-from quantize.turn import SECONDS, holding, read_journal, unlock
+from quantize.turn import SECONDS, holding, unlock
 
 pytest_plugins = ["release_fixtures"]
 
@@ -57,36 +55,6 @@ def wait_for_state(process: subprocess.Popen[str], letter: str) -> None:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def whole(world: World) -> Chain:
-    """The journal of a registry in which nothing is left to settle."""
-    checked = check_journal(world.registry)
-    assert checked.problems == ()
-    assert checked.astray == {}
-    chain = read_journal(world.registry)
-    assert chain.state.intent is None
-    return chain
-
-
-def told(world: World) -> list[str]:
-    return [event.what for event in history(world.registry) if event.what != "registered"]
-
-
-def moves(chain: Chain) -> list[tuple[str, str | None, str | None]]:
-    """Every move that was done, in the journal's order: (alias, before, after)."""
-    done = {linked.entry.closes for linked in chain.entries if linked.entry.kind == "done"}
-    intents = [linked.entry.intent for linked in chain.entries if linked.number in done]
-    return [(move.alias, move.before, move.after) for intent in intents if intent for move in intent.moves]
-
-
-def serial(found: list[tuple[str, str | None, str | None]]) -> dict[str, str | None]:
-    """Where aliases are after all moves. Fails where a move does not begin where the one before it ended."""
-    where: dict[str, str | None] = {}
-    for alias, before, after in found:
-        assert where.get(alias) == before
-        where[alias] = after
-    return where
 
 
 # --- many who want one ---------------------------------------------------------------------------------------------
@@ -232,147 +200,3 @@ def test_a_holder_whose_lock_is_taken_between_two_steps_does_nothing_more(remote
     operate.reconcile(remote.registry)
     assert (remote.registry.aliases()["fp8"], remote.registry.versions()[2].state) == ("2", "rolled_back")
     whole(remote)
-
-
-# --- a server that is away -----------------------------------------------------------------------------------------
-
-
-def calls(proxy, work) -> int:
-    """How many requests a piece of work makes."""
-    proxy.fail(-1, "before")
-    work()
-    return int(proxy.seen)
-
-
-def refusal(work) -> str:
-    """What a piece of work ends with: an error's text, or nothing."""
-    try:
-        work()
-    except RegistryError as error:
-        return str(error)
-    return ""
-
-
-def ended(world: World) -> list[object]:
-    """Where all is, and what happened."""
-    rows = [(v.state, v.aliases, v.tags.get("decided")) for v in world.registry.versions()]
-    return [*rows, [what for what in told(world) if what != "lock taken"]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("how", "step"), [("before", 3), ("after", 3)])
-def test_a_server_that_goes_away_at_any_call_of_a_rollback_is_named_and_the_next_command_finishes(
-    server, tmp_path, monkeypatch, how, step
-):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    world = World(tmp_path, server.address, model=f"a-{tmp_path.name}"[:60])
-    world.release(FIRST)
-    world.release(SECOND)
-
-    with proxied(server.port) as (port, proxy):
-        away = world.registry.model_copy(update={"uri": f"http://127.0.0.1:{port}"})
-
-        def there(registry, reason):
-            operate.rollback(registry, "fp8", "2", reason, "eva")
-
-        def back():
-            operate.promote(world.registry, "fp8", "3", "again", "eva", force=True)
-
-        total = calls(proxy, lambda: there(away, "counted"))
-        assert total > 20
-        back()
-        # The last calls give the lock back; that they fail is no reason to fail.
-        for at in range(1, total + 1, step):
-            proxy.fail(at, how)
-            said = refusal(lambda at=at: there(away, f"at {at}"))
-            assert "does not answer" in said or world.registry.aliases()["fp8"] == "2", at
-            assert proxy.down, f"call {at} was never made"
-            proxy.back()
-            operate.reconcile(world.registry)
-            if world.registry.aliases()["fp8"] != "2":
-                there(world.registry, f"at {at}")
-            whole(world)
-            reasons = [event.reason for event in history(world.registry)]
-            assert reasons.count(f"at {at}") == 1, at
-            back()
-    serial(moves(whole(world)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [4])
-def test_an_answer_that_is_lost_at_any_call_is_asked_for_again_and_nothing_is_done_twice(server, tmp_path, step):
-    world = World(tmp_path, server.address, model=f"l-{tmp_path.name}"[:60])
-    world.release(FIRST)
-    world.release(SECOND)
-    with proxied(server.port) as (port, proxy):
-        registry = world.registry.model_copy(update={"uri": f"http://127.0.0.1:{port}"})
-        total = calls(proxy, lambda: operate.rollback(registry, "fp8", "2", "counted", "eva"))
-        for at in range(1, total + 1, step):
-            operate.promote(registry, "fp8", "3", "again", "eva", force=True)
-            proxy.fail(at, "once")
-            operate.rollback(registry, "fp8", "2", f"at {at}", "eva")
-            proxy.back()
-            whole(world)
-            assert [event.reason for event in history(world.registry)].count(f"at {at}") == 1, at
-    serial(moves(whole(world)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [9])
-def test_a_server_that_goes_away_at_any_call_of_a_release_leaves_the_evidence_and_a_later_run_finishes(
-    server, tmp_path, monkeypatch, step
-):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with proxied(server.port) as (port, proxy):
-
-        def world_of(name: str) -> World:
-            folder = tmp_path / name
-            folder.mkdir()
-            return World(folder, f"http://127.0.0.1:{port}", model=f"r-{tmp_path.name}-{name}"[-60:])
-
-        def release(world: World, run) -> None:
-            release_run(world.registry, *run, lambda _record: {"report.md": "report\n"})
-
-        plain = world_of("plain")
-        run = plain.run(FIRST)
-        total = calls(proxy, lambda: release(plain, run))
-        wanted = ended(plain)
-        for at in range(1, total + 1, step):
-            world = world_of(str(at))
-            run = world.run(FIRST)
-            proxy.fail(at, "before")
-            said = refusal(lambda world=world, run=run: release(world, run))
-            proxy.back()
-            assert "does not answer" in said or ended(world) == wanted, at
-            assert (run[0].directory / "run.json").is_file()
-            world.release(FIRST)
-            assert ended(world) == wanted, at
-            whole(world)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [15])
-def test_an_answer_that_is_lost_at_any_call_of_a_release_makes_no_second_version(server, tmp_path, step):
-    """Red when `publish` takes the version whose answer came for the only one (`_first`)."""
-    with proxied(server.port) as (port, proxy):
-
-        def world_of(name: str) -> World:
-            folder = tmp_path / name
-            folder.mkdir()
-            return World(folder, f"http://127.0.0.1:{port}", model=f"d-{tmp_path.name}-{name}"[-60:])
-
-        plain = world_of("plain")
-        run = plain.run(FIRST)
-        total = calls(proxy, lambda: release_run(plain.registry, *run))
-        wanted = ended(plain)
-        made = [at for at, request in enumerate(proxy.requests, 1) if b"model-versions/create" in request]
-        assert len(made) > 5, "two versions and the entries of a journal"
-        for at in sorted({*range(1, total + 1, step), *made[:4]}):
-            world = world_of(str(at))
-            run = world.run(FIRST)
-            proxy.fail(at, "once")
-            release_run(world.registry, *run)
-            proxy.back()
-            assert ended(world) == wanted, at
-            assert [version.variant for version in world.registry.versions()] == ["baseline", "fp8"]
-            whole(world)
