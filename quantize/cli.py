@@ -106,6 +106,11 @@ def plan(
 @json_option
 @click.option("--no-release", is_flag=True, help="Measure and judge, but leave the registry alone.")
 @click.option("--create-envs", is_flag=True, help="Make the environments that are missing first.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    help="Where stages run, whatever the recipe says: this machine, or its Ray cluster.",
+)
 @click.option("--dry-run", is_flag=True, help="The same as `quantize plan`.")
 def run(
     recipe: Path,
@@ -115,6 +120,7 @@ def run(
     as_json: bool,
     no_release: bool,
     create_envs: bool,
+    executor: str | None,
     dry_run: bool,
 ) -> int:
     """Do the job: produce, prove, measure, judge and release every variant of RECIPE."""
@@ -123,6 +129,8 @@ def run(
     from quantize.report import item_seconds, print_summary, read_benchmarks, report_files, summarise
     from quantize.run import RunRecord
 
+    if executor is not None:
+        overrides += (f"resources.executor{'.kind=ray' if executor == 'ray' else '={kind: local}'}",)
     if dry_run:
         _plan(recipe, overrides, only, store_path, as_json=as_json, config=None)
         return 0
