@@ -365,8 +365,7 @@ class Executor(Protocol):
     def run(self, spec: StageSpec, store: Path, log: Path, progress: Progress, lease: Lease | None) -> None:
         """Return when the stage is committed. Raises StageFailed with the log's tail, or Interrupted.
 
-        The process inherits the `lease` (None if `remote`) and beats for it, so that it outlives the driver. Several
-        threads may be in it at once, each with a stage of its own.
+        The process inherits the `lease` (None if `remote`). Threads may be in it at once, each with a stage of its own.
         """
         ...
 
