@@ -14,13 +14,19 @@ __all__ = ["AtWork"]
 
 
 class AtWork:
-    """Workers from their start to their end."""
+    """Workers from their start to their end. It is no part of an executor's settings: two of the same are equal."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._workers: list[Worker] = []
         self._starting = 0
         self._stopped = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AtWork)
+
+    def __hash__(self) -> int:
+        return hash(AtWork)
 
     @property
     def stopped(self) -> bool:
