@@ -93,6 +93,7 @@ def test_a_run_killed_at_any_point_resumes_with_the_same_bytes_and_repeats_nothi
     assert list((store / "drafts").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_after_a_look_goes_on_with_the_next(undisturbed, tmp_path):
     recipe, expected = undisturbed
     assert IN_LOOKS in points("worker.")
@@ -136,6 +137,7 @@ def test_a_run_lost_with_its_worker_amid_the_looks_goes_on_after_the_last(undist
     assert {key: digest for key, (digest, _) in now.items()} == expected
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_recipe_share_the_work(undisturbed, tmp_path):
     recipe, expected = undisturbed
     store = tmp_path / "store"
@@ -178,6 +180,7 @@ def test_a_stopped_run_says_so_and_the_same_command_resumes(undisturbed, tmp_pat
     assert {key: digest for key, (digest, _) in now.items()} == expected
 
 
+@pytest.mark.slow
 def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_twice(
     undisturbed, tmp_path, monkeypatch
 ):
@@ -199,6 +202,7 @@ def test_the_stage_of_a_killed_driver_is_finished_by_its_worker_and_not_started_
     assert "evaluate baseline facts" in json.loads(output)["reused"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_disk_that_fills_up_is_named_and_the_run_resumes_once_there_is_room(undisturbed, tmp_path):
     recipe, expected = undisturbed

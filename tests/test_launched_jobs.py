@@ -67,6 +67,7 @@ def calls(folder: Path) -> list[str]:
     return (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_shell_stops_the_program_which_goes_back_into_the_queue_and_goes_on(node, tmp_path):
     job = node()
     wait_until(lambda: started(tmp_path / "store"), "the program works")

@@ -147,6 +147,7 @@ def test_an_eval_set_that_is_edited_between_runs_is_answered_anew_by_both_arms(c
     assert len(kept) > len(before), "no look of the other set was taken for one of this"
 
 
+@pytest.mark.slow
 def test_the_noise_floor_measures_the_baseline_again_in_another_order(tmp_path):
     import pyarrow.parquet as pq
 

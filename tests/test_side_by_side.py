@@ -93,6 +93,7 @@ def test_a_variant_is_made_while_the_baseline_is_measured(together):
     assert made & overlapping(together[1])
 
 
+@pytest.mark.slow
 def test_verdicts_keys_bytes_and_the_order_of_what_is_told_are_those_of_one_after_the_other(in_turn, together):
     assert contents(together[0]) == contents(in_turn[0])
     for name in ("ran", "reused", "baseline_stages"):

@@ -48,6 +48,7 @@ def to_judge(undisturbed, tmp_path):
     return ("run", recipe, "--store", store, "--no-release", "--json"), store, expected
 
 
+@pytest.mark.slow
 def test_two_scheduled_jobs_on_two_nodes_do_each_stage_once_between_them(undisturbed, tmp_path):
     recipe, expected = undisturbed
     store = tmp_path / "store"
@@ -60,6 +61,7 @@ def test_two_scheduled_jobs_on_two_nodes_do_each_stage_once_between_them(undistu
     assert contents(store) == expected
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_amid_a_stage_is_succeeded_by_another(to_judge):
     arguments, store, expected = to_judge
     lost = start(*arguments, **A, QUANTIZE_FAULT="worker.look_kept:STOP")

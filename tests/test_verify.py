@@ -83,6 +83,7 @@ def run(copied, finished):
     return copied / "runs" / finished[1]["run"]
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_of_a_run_is_among_those_that_are_damaged(held):
     found = kinds(*held)
     assert set(found) >= EXPECTED

@@ -35,6 +35,7 @@ def account(patch: pytest.MonkeyPatch, user: str, password: str) -> None:
     patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
 
+@pytest.mark.slow
 def test_an_account_in_mlflows_environment_releases_promotes_and_rolls_back(guarded, tmp_path, monkeypatch):
     account(monkeypatch, "admin", ADMIN)
     world = World(tmp_path, guarded.address, model="guarded")

@@ -113,6 +113,7 @@ def test_pull_refuses_what_changed_on_the_servers_disk_and_leaves_nothing(server
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_during_a_release_is_named_and_the_next_run_finishes(
     empty_database, world, tmp_path, monkeypatch
 ):

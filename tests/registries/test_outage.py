@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 from cut_proxy import proxied
 from mlflow_server import serving
-from program import command, start, tiny_recipe, wait_for, write_recipe
+from program import command, seldom, start, tiny_recipe, wait_for, write_recipe
 from release_processes import FIRST
 from release_world import World
 
@@ -70,7 +70,7 @@ def test_a_run_whose_server_died_keeps_its_evidence_and_the_same_command_measure
         assert len(found.versions()) == 2
 
 
-@pytest.mark.parametrize("at", [20, 60, 100])
+@pytest.mark.parametrize("at", seldom([20, 60, 100], often=(60,)))
 def test_a_server_that_is_away_for_a_second_is_waited_for(server, tmp_path, monkeypatch, at):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     with proxied(server.port) as (port, proxy):

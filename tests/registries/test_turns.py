@@ -24,7 +24,7 @@ from quantize.turn import SECONDS, holding, unlock
 
 pytest_plugins = ["release_fixtures"]
 
-PROCESSES = 8
+PROCESSES, LENGTH = 8, 60
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def wait_for_state(process: subprocess.Popen[str], letter: str) -> None:
 # --- many who want one ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
-def test_of_many_that_move_aliases_at_once_every_move_appears_in_one_order(remote, tmp_path, capsys, seconds):
+@pytest.mark.slow
+def test_of_many_that_move_aliases_at_once_every_move_appears_in_one_order(remote, tmp_path, capsys):
     context = forkserver()
     files = [tmp_path / f"{seed}.json" for seed in range(PROCESSES)]
-    processes = [context.Process(target=shuffle, args=(remote, seed, seconds, file)) for seed, file in enumerate(files)]
+    processes = [context.Process(target=shuffle, args=(remote, seed, LENGTH, file)) for seed, file in enumerate(files)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(seconds + 120)
+        process.join(LENGTH + 120)
     assert [process.exitcode for process in processes] == [0] * PROCESSES
     chain = whole(remote)
     assert serial(moves(chain)) == remote.registry.aliases()
@@ -85,7 +85,7 @@ def test_of_many_that_move_aliases_at_once_every_move_appears_in_one_order(remot
     verified = command("history", remote.model, "--verify", "--registry", remote.uri)
     assert verified.returncode == 0, verified.stdout
     with capsys.disabled():
-        print(f"{len(moved)} transactions of {PROCESSES} processes: {60 * len(moved) / seconds:.0f} a minute")
+        print(f"{len(moved)} transactions of {PROCESSES} processes: {60 * len(moved) / LENGTH:.0f} a minute")
 
 
 # --- holders that sleep or die -------------------------------------------------------------------------------------
