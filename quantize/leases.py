@@ -4,9 +4,11 @@
     <folder>/<generation>   a ticket, the highest of which counts: who has it, on which node, and for how long it may be
                             silent. Its modification time is its heartbeat; zero says that it was given back
 
-A ticket is made by linking a finished file under the next number, which only one can do. Its owner touches it, and all
-age is told by comparing two times that the file system itself gave: no node's clock is asked. A node finds the tickets
-of its own dead processes by its flock, at once; those of another node when they were silent for too long.
+A ticket is made by linking a finished file under the next number, which only one can do. Its owner touches it. A node
+finds the tickets of its own dead processes by its flock, at once; those of another node when they were silent for too
+long. Two times that the file system itself gave are compared for that, and because some file systems (Lustre) take the
+time of whoever touches, a ticket must also have been seen to stay as it is: for two beats, or, where no time can be
+trusted because a clock went back, for as long as its owner may be silent.
 
 The generation is a fencing token. An owner that slept past its time is overtaken, and asks before it publishes
 (`Lease.check`); what it could still publish between question and rename is refused by the rename itself, which never
@@ -37,6 +39,8 @@ NODE = "QUANTIZE_NODE"
 #: How long the owner of a lease may be silent before another node takes it over.
 SECONDS = "QUANTIZE_LEASE_SECONDS"
 _SECONDS = 60.0
+_LEAST_SECONDS, _MOST_SECONDS = 0.5, 86400.0
+#: How often an owner touches its ticket in that time.
 _BEATS = 5
 _POLL_SECONDS = 0.5
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -115,17 +119,19 @@ def holding(folder: Path, waiting: Callable[[str], None]) -> Iterator[Lease]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, owner.encode(), 0)
         lease = _next(folder, mine, owner, descriptor, waiting)
-        with beating(lease):
-            yield lease
-        with suppress(OSError):
-            os.utime(lease.ticket, (0, 0))
+        try:
+            with beating(lease):
+                yield lease
+        finally:
+            with suppress(OSError):
+                os.utime(lease.ticket, (0, 0))
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def beating(lease: Lease, lost: Callable[[LeaseLost], None] = lambda _error: None) -> Iterator[None]:
-    """Touch the lease's ticket from time to time; `lost` is told once, in a thread, where it was taken over."""
+    """Touch the lease's ticket from time to time; `lost` is told, in a thread, at every beat once it was taken over."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -134,7 +140,8 @@ def beating(lease: Lease, lost: Callable[[LeaseLost], None] = lambda _error: Non
                 lease.beat()
             except LeaseLost as error:
                 lost(error)
-                return
+            except OSError:
+                continue  # a file system that is away for a moment: the next beat tells
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -146,7 +153,7 @@ def beating(lease: Lease, lost: Callable[[LeaseLost], None] = lambda _error: Non
 
 
 def is_held(folder: Path) -> bool:
-    """Whether anybody has the lease of a folder, on this node or on another."""
+    """Whether anybody has the lease of a folder, on this node or on another. Looks twice at one that seems silent."""
     mine = node()
     lock = folder / f"{mine}.lock"
     if lock.exists():
@@ -156,29 +163,63 @@ def is_held(folder: Path) -> bool:
                 return True
         finally:
             os.close(descriptor)
-    found = _read(folder, max(_generations(folder), default=0))
-    return found is not None and found.owner.get("node") != mine and not found.silent(_now(folder, None))
+    watch, before = _Watch(), None
+    while True:
+        found = _read(folder, max(_generations(folder), default=0))
+        if found is None or found.node == mine or watch.silent(found, now := _now(folder, None)):
+            return False
+        if found.fresh(now) or found != (before or found):
+            return True
+        before = found
+        time.sleep(_POLL_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ticket:
-    owner: dict[str, Any]
+    generation: int
     says: str
     beaten: float
 
-    def silent(self, now: float) -> bool:
-        """Whether it was given back, or not touched for as long as its owner said that it may be."""
-        return self.beaten == 0 or now - self.beaten > float(self.owner.get("seconds", _SECONDS))
+    @property
+    def node(self) -> str:
+        return str(json.loads(self.says).get("node"))
+
+    @property
+    def seconds(self) -> float:
+        """How long its owner said that it may be silent."""
+        return float(json.loads(self.says).get("seconds", _SECONDS))
+
+    def fresh(self, now: float) -> bool:
+        """Whether it was touched a moment ago, by the file system's clock."""
+        return now - self.beaten <= self.seconds
+
+
+class _Watch:
+    """Watches a ticket that somebody else may touch."""
+
+    def __init__(self) -> None:
+        self._seen: _Ticket | None = None
+        self._since = 0.0
+
+    def silent(self, found: _Ticket, now: float) -> bool:
+        """Whether it was given back, or its owner is gone; `now` is the file system's time."""
+        if found.beaten == 0:
+            return True
+        if found != self._seen:
+            self._seen, self._since = found, time.monotonic()
+        watched = time.monotonic() - self._since
+        return watched > found.seconds or (watched > 2 * found.seconds / _BEATS and not found.fresh(now))
 
 
 def _next(folder: Path, mine: str, owner: str, descriptor: int, waiting: Callable[[str], None]) -> Lease:
     """The next ticket, once the newest one does not count any more. Call it under the node's flock."""
     told: str | None = None
+    watch = _Watch()
     while True:
         newest = max(_generations(folder), default=0)
         found = _read(folder, newest)
         # Of this node nobody lives who had it: the flock is ours.
-        if found is not None and found.owner.get("node") != mine and not found.silent(_now(folder, descriptor)):
+        if found is not None and found.node != mine and not watch.silent(found, _now(folder, descriptor)):
             if found.says != told:
                 told = found.says
                 waiting(found.says)
@@ -201,6 +242,12 @@ def _link(folder: Path, generation: int, text: str, mine: str) -> bool:
         os.link(part, folder / str(generation))
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, *_NO_LOCKS):
+            raise
+        raise StoreError(
+            "this file system has no hard links.", where=str(folder), fix="Choose another place with --store."
+        ) from error
     finally:
         part.unlink()
     return True
@@ -242,7 +289,7 @@ def _read(folder: Path, generation: int) -> _Ticket | None:
         if error.errno in _GONE:
             return None
         raise
-    return _Ticket(json.loads(says), says, beaten)
+    return _Ticket(generation, says, beaten)
 
 
 def _now(folder: Path, descriptor: int | None) -> float:
@@ -261,7 +308,8 @@ def _now(folder: Path, descriptor: int | None) -> float:
 def _by(folder: Path) -> str:
     """Who has it, in words."""
     found = _read(folder, max(_generations(folder), default=0))
-    return f" (pid {found.owner.get('pid')} on {found.owner.get('host')})" if found is not None else ""
+    owner = json.loads(found.says) if found is not None else {}
+    return f" (pid {owner.get('pid')} on {owner.get('host')})" if owner else ""
 
 
 def _seconds() -> float:
@@ -270,6 +318,7 @@ def _seconds() -> float:
         seconds = float(text or _SECONDS)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"{text!r} is no number of seconds.", where=SECONDS)
+    if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+        what = f"{text!r} is no number of seconds between {_LEAST_SECONDS:g} and {_MOST_SECONDS:g}."
+        raise UsageError(what, where=SECONDS)
     return seconds

@@ -74,7 +74,7 @@ class StoreParts:
         return True
 
     def _commit(self, key: str, number: int, write: Callable[[Path], None], lease: Lease) -> None:
-        draft = self.store.draft(LOOK, key)
+        draft = self.store.draft(LOOK, key, lease)
         with writing(draft):
             write(draft)
         self.store.commit(

@@ -313,13 +313,14 @@ class Runner:
                 self._count(way, ground, attempt)
 
     def _count(self, way: VariantPlan, ground: str, attempt: _Attempt) -> None:
-        with self.store.lease("attempts", digest("attempts"), lambda _owner: None):
+        with self.store.lease("attempts", digest("attempts"), lambda _owner: None) as lease:
             if Ledger.of(self.store, ()).attempt([ground], attempt.artifact) > attempt.number:
                 raise StageFailed(
                     "another run has shown this eval set to another artifact of the variant meanwhile.",
                     where=f"variant {way.variant.name}",
                     fix="Run again: it is judged as one attempt more.",
                 )
+            lease.check()
             note(self.store, [ground], attempt.artifact, attempt.number)
         self.ledger.add(ground, attempt.artifact, attempt.number)
 

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,7 +74,7 @@ class Store:
         Sizes and the modification times of referenced files are compared, not hashes: cheap enough for every run.
         """
         directory = self.path(kind, key)
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory) or self._looked_again(directory)
         if manifest is None:
             return None
         if manifest.key != key:
@@ -92,24 +92,37 @@ class Store:
         Waits while another process has it, on this node or on another; `waiting` is told once who that is.
         """
         folder = self._leases(kind, key)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._say_layout()
-        with holding(folder, waiting) as lease:
+        with ExitStack() as held:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._say_layout()
+                lease = held.enter_context(holding(folder, waiting))
             yield lease
 
     def _leases(self, kind: str, key: str) -> Path:
         return self.root / "leases" / f"{kind}-{key[:24]}"
 
-    def draft(self, kind: str, key: str) -> Path:
-        """A new empty directory for a stage's output. Call it under the lease: drafts of dead runs are removed."""
-        parent = self.root / "drafts"
+    def _looked_again(self, directory: Path) -> Manifest | None:
+        """What another node has committed: NFS remembers that a name was not there, until a folder is opened."""
+        for folder in (self.root, directory.parent):
+            try:
+                os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            except FileNotFoundError:
+                return None
+        return read_manifest(directory)
+
+    def draft(self, kind: str, key: str, lease: Lease | None = None) -> Path:
+        """A new empty directory for a stage's output. Call it under the lease: drafts of earlier ones are removed."""
+        parent, stem = self.root / "drafts", f"{kind}-{key[:24]}"
+        generation = lease.generation if lease is not None else 0
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
             self._say_layout()
-            for stale in parent.glob(f"{kind}-{key[:24]}.*"):
-                shutil.rmtree(stale, ignore_errors=True)  # an orphan of another node may still write into it
-            draft = parent / f"{kind}-{key[:24]}.{node()}-{os.getpid()}"
+            for stale in parent.glob(f"{stem}.*"):
+                number = stale.name.removeprefix(f"{stem}.").partition("-")[0]
+                if not number.isdecimal() or int(number) <= generation:
+                    _clear(stale)
+            draft = parent / f"{stem}.{generation}-{node()}-{os.getpid()}"
             draft.mkdir()
         return draft
 
@@ -190,6 +203,14 @@ class Store:
         stem = path.name.split(".")[0] if path.parent.name == "drafts" else f"{path.parent.name}-{path.name}"
         leases = self.root / "leases" / stem
         return leases.is_dir() and is_held(leases)
+
+
+def _clear(stale: Path) -> None:
+    """Remove a draft. Under another name first: an orphan that wakes up now must not publish what is left of it."""
+    aside = stale.with_name(f"{stale.name}.stale") if not stale.name.endswith(".stale") else stale
+    with suppress(FileNotFoundError):
+        stale.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)  # an orphan of another node may still write into it
 
 
 def _put(draft: Path, final: Path) -> bool:

@@ -103,7 +103,8 @@ def run(job: dict[str, Any], events: Events, lease: Lease) -> None:
 
     store = Store(Path(job["store"]))
     started = time.monotonic()
-    draft = store.draft(job["kind"], job["key"])
+    lease.check()
+    draft = store.draft(job["kind"], job["key"], lease)
 
     @contextmanager
     def parts(base: str, name: str) -> Iterator[StoreParts]:

@@ -55,6 +55,9 @@ class Proxy:
         """Pass bytes on, until either side closes or we go away."""
         with socket.create_connection(("127.0.0.1", self.target)) as server:
             lose = False
+            for one in (client, server):
+                # Requests come in several pieces, each of which would wait 40 ms for the other's word that it arrived.
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while not self.down:
                 ready, _, _ = select.select([client, server], [], [], 0.05)
                 for one in ready:

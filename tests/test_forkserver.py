@@ -22,6 +22,9 @@ STOPPED_FIRST = {"QUANTIZE_FAULT": "worker.started:STOP"}
 @pytest.fixture
 def stage(tmp_path):
     """The path of a STAGE.json that copies the tiny model."""
+    leases = tmp_path / "leases"
+    leases.mkdir()
+    (leases / "1").write_text("{}", encoding="utf-8")
     job = {
         "kind": "fetch",
         "name": "",
@@ -36,6 +39,7 @@ def stage(tmp_path):
         "events": 0,
         "logs": str(tmp_path / "logs"),
         "threads": None,
+        "lease": {"folder": str(leases), "generation": 1, "seconds": 60.0},
     }
     (tmp_path / "stage.json").write_text(json.dumps(job))
     return tmp_path / "stage.json"

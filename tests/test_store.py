@@ -17,6 +17,7 @@ from program import command
 import quantize
 from quantize.artifact import Provenance
 from quantize.errors import StoreError
+from quantize.leases import Lease
 from quantize.run_record import read_record
 from quantize.store import LAYOUT, MANIFEST, Store, read_manifest, verify_directory, writing
 
@@ -101,6 +102,16 @@ def test_a_kill_at_any_point_of_a_commit_leaves_all_or_nothing(tmp_path, committ
     assert manifest is not None
     assert verify_directory(directory, manifest) == []
     assert list((root / "drafts").iterdir()) == []
+
+
+def test_a_draft_of_a_later_owner_stays_when_an_earlier_one_wakes_up(tmp_path):
+    store = Store(tmp_path)
+    earlier, later = (Lease(tmp_path, number, 60.0) for number in (3, 4))
+    draft = store.draft("quantize", KEY, later)
+    assert store.draft("quantize", KEY, earlier) != draft
+    assert draft.is_dir()
+    again = store.draft("quantize", KEY, later)
+    assert list((tmp_path / "drafts").iterdir()) == [again]
 
 
 def test_a_directory_without_manifest_is_garbage_and_not_an_artifact(tmp_path):

@@ -79,6 +79,8 @@ def test_a_node_that_dies_amid_a_stage_is_succeeded_by_another(to_judge):
 def test_an_orphan_of_a_dead_node_does_not_publish_over_its_successor(to_judge, point):
     """Stopped before it asks whether the lease is still its own, and between that and the rename."""
     arguments, store, expected = to_judge
+    for kind in ("evaluate", "look"):  # no look is kept on the way: the stage's own commit is what is stopped
+        shutil.copytree(arguments[1].parent / "store" / kind, store / kind)
     lost = start(*arguments, **A, QUANTIZE_FAULT=f"{point}:STOP")
     orphan = stopped_worker(lost)
     others = [pid for pid in below(lost.pid) if pid != orphan]

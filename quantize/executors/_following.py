@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from quantize.handed import Progress, StageSpec
 __all__ = ["followed"]
 
 _TAIL_LINES = 15
+#: How often whoever follows a process looks up: Ray cancels a task by an interrupt that ends no read.
+_LOOK_SECONDS = 0.5
 
 
 def followed(
@@ -48,17 +52,34 @@ def _follow(process: Worker, read: int, progress: Progress) -> dict[str, Any] | 
     """Read events until the process ends; returns its error event, if it sent one."""
     error: dict[str, Any] | None = None
     try:
-        with os.fdopen(read, encoding="utf-8") as events:
-            for line in events:
-                event = json.loads(line)
-                if "progress" in event:
-                    progress(*event["progress"])
-                error = event.get("error", error)
-        process.wait()
+        for line in _lines(read):
+            event = json.loads(line)
+            if "progress" in event:
+                progress(*event["progress"])
+            error = event.get("error", error)
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_SECONDS)
+                break
     except BaseException:
         _end(process)
         raise
     return error
+
+
+def _lines(descriptor: int) -> Iterator[bytes]:
+    """Lines up to the end of a pipe. What interrupts a thread from within its own process is seen between two looks."""
+    rest = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as pipe, selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            if not selector.select(_LOOK_SECONDS):
+                continue
+            more = pipe.read(1 << 16)
+            if not more:
+                return
+            *lines, rest = (rest + more).split(b"\n")
+            yield from lines
 
 
 def _end(process: Worker) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ def main(arguments: list[str]) -> int:
     except QuantizeError as raised:
         send({"error": {"what": raised.what, "where": raised.where, "fix": raised.fix}})
         return raised.exit_code
+    except Exception as raised:  # noqa: BLE001 (the boundary of the process: what Ray raises becomes a line in the driver)
+        traceback.print_exc()
+        what = f"Ray could not run it: {type(raised).__name__}: {_last_line(raised)}"
+        send({"error": {"what": what, "where": None, "fix": None}})
+        return 1
     if error is not None:
         send({"error": error})
         return 1
@@ -62,32 +68,47 @@ def _submitted(asked: dict[str, Any], task: dict[str, Any], tell: Callable[[Any]
     _connect(asked["address"])
     import ray
 
-    nodes = [Node(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    cpus = asked["cpus"] or share_of_cpus(nodes, asked["gpus"])
-    wanted = {"CPU": float(cpus), "GPU": float(asked["gpus"]), "memory": float(int(asked["memory"] or 0))}
-    wanted = {name: value for name, value in wanted.items() if value} | asked["resources"]
-    if (problem := infeasible(wanted, nodes)) is not None:
-        raise StageFailed(problem, fix=f"Start such a node, or ask for less in {_SETTING}.")
-    options: dict[str, Any] = {
-        "name": f"{task['stage']['kind']} {task['stage']['name']}".strip(),
-        "num_cpus": cpus,
-        "num_gpus": asked["gpus"],
-        "memory": int(asked["memory"] or 0) or None,
-        "resources": asked["resources"],
-        "max_retries": asked["retries"],
-    }
+    own = ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"] and (node["NodeID"] == own or not asked["here"])]
+    nodes = [Node(node["NodeManagerAddress"], node["Resources"]) for node in alive]
+    options = _options(asked, nodes)
+    options["name"] = f"{task['stage']['kind']} {task['stage']['name']}".strip()
     if asked["here"]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        own = ray.get_runtime_context().get_node_id()
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id=own, soft=False)
-    reference = ray.remote(run_stage).options(**options).remote(task | {"threads": cpus})
+    reference = ray.remote(run_stage).options(**options).remote(task | {"threads": options["num_cpus"]})
     try:
         return _followed(reference, asked, progress_file(Path(task["log"])), tell)
     except BaseException:
         ray.cancel(reference, force=False)
         ray.wait([reference], timeout=_GRACE_SECONDS)
         raise
+
+
+def _options(asked: dict[str, Any], nodes: Sequence[Node]) -> dict[str, Any]:
+    """What Ray is asked for. Raises StageFailed where no node could ever give it.
+
+    The estimate of memory is coarse: what is larger than every node gets all of the largest.
+    """
+    gpus = asked["gpus"]
+    if asked["here"] and gpus:  # nothing else may run on the node's other GPUs
+        gpus = max(int(node.resources.get("GPU", 0)) for node in nodes)
+    cpus = asked["cpus"] or share_of_cpus(nodes, gpus)
+    most = max((node.resources.get("memory", 0.0) for node in nodes), default=0.0)
+    memory = int(min(asked["memory"] or 0.0, most))
+    wanted = {"CPU": float(cpus), "GPU": float(gpus), "memory": float(memory)}
+    wanted = {name: value for name, value in wanted.items() if value} | asked["resources"]
+    if (problem := infeasible(wanted, nodes)) is not None:
+        raise StageFailed(problem, fix=f"Start such a node, or ask for less in {_SETTING}.")
+    return {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "memory": memory or None,
+        "resources": asked["resources"],
+        "max_retries": asked["retries"],
+        "retry_exceptions": [Interrupted],
+    }
 
 
 def _followed(reference: Any, asked: dict[str, Any], told: Path, tell: Callable[[Any], None]) -> dict[str, Any] | None:
@@ -107,10 +128,18 @@ def _followed(reference: Any, asked: dict[str, Any], told: Path, tell: Callable[
             )
     try:
         error: dict[str, Any] | None = ray.get(reference)
+    except ray.exceptions.TaskCancelledError:
+        raise Interrupted("its Ray task was cancelled.", fix="Run the same command to resume.") from None
     except ray.exceptions.OutOfMemoryError as lost:
         fix = "See what `quantize plan` estimates, or use nodes with more memory."
         raise StageFailed(f"Ray killed it for memory: {_last_line(lost)}", fix=fix) from lost
-    except ray.exceptions.RayError as lost:
+    except ray.exceptions.RayTaskError as failed:
+        if isinstance(failed.cause, Interrupted):
+            what = f"it was stopped on its node, {1 + asked['retries']} times in all."
+            raise StageFailed(what, fix="Run the same command to resume.") from failed
+        fix = "This version of quantize has to be installed on every node; the log beside this stage's has more."
+        raise StageFailed(f"its Ray task failed: {_last_line(failed)}", fix=fix) from failed
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as lost:
         what = f"its node or its process was lost, {1 + asked['retries']} times in all: {_last_line(lost)}"
         raise StageFailed(what, fix="Run the same command to resume.") from lost
     return error

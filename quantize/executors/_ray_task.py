@@ -17,7 +17,7 @@ from typing import Any
 
 from quantize import __version__
 from quantize.device import choose, gpus
-from quantize.errors import LeaseLost, QuantizeError, StageFailed
+from quantize.errors import Interrupted, LeaseLost, QuantizeError, StageFailed
 from quantize.executors.local import Local
 from quantize.handed import WITHOUT_DEVICE, Progress, StageSpec
 from quantize.leases import NODE, Lease
@@ -61,6 +61,8 @@ def run_stage(job: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         _run(job)
+    except Interrupted:
+        raise  # whoever stops a node stops what runs on it: another one is to do it
     except QuantizeError as error:
         where = f"{error.where} (on {socket.gethostname()})" if error.where else f"node {socket.gethostname()}"
         tail = f"\n{error.tail}" if isinstance(error, StageFailed) and error.tail else ""

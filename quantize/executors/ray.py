@@ -28,7 +28,7 @@ from quantize.executors._at_work import AtWork
 from quantize.executors._following import followed
 from quantize.executors._ray_task import document
 from quantize.executors._workers import started
-from quantize.handed import Progress, StageSpec
+from quantize.handed import WITHOUT_DEVICE, Progress, StageSpec
 from quantize.leases import Lease
 from quantize.record import Record
 from quantize.store import writing
@@ -69,7 +69,7 @@ class Ray(Record):
             read, write = os.pipe()
             job = Path(scratch) / "task.json"
             asked = self.model_dump() | {
-                "cpus": self.cpus or spec.threads,
+                "cpus": 1 if spec.kind in WITHOUT_DEVICE else self.cpus or spec.threads,
                 "gpus": spec.gpus_wanted,
                 "memory": spec.memory_wanted,
                 # The key of what measures time holds the fingerprint of the machine that the plan was made on.
