@@ -31,11 +31,15 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/pytest -m "not slow and not gpu" -n auto --dist loadfile -rsfE
 
-environments: $(STAMP)
-	$(BIN)/quantize env create $(ENVIRONMENTS)
+environments: $(ENVIRONMENTS:%=environment-%)
 
-test-engines: environments
-	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS)" --durations 25 -rsfE
+environment-%: $(STAMP)
+	$(BIN)/quantize env create $*
+
+test-engines: $(STAMP)
+	$(MAKE) -j 2 environments
+	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS) and not alone" -n auto --dist loadfile --durations 25 -rsfE
+	QUANTIZE_ENVIRONMENTS=required $(BIN)/pytest -m "$(ENGINE_TESTS) and alone" --durations 25 -rsfE
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu and not engine and not rates and not chaos" -n auto --dist loadfile -rsfE --durations 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,8 +12,12 @@ from pathlib import Path
 import pytest
 from program import command
 
+from quantize.store import Store
+
 pytestmark = pytest.mark.slow
 
+#: Chance is 25 %; ten points above it there is something for a damaged variant to lose.
+MIN_WILSON_LOWER = 0.35
 DEMO = Path(__file__).parents[1] / "recipes" / "demo.yaml"
 ASK = """
 from mlflow import MlflowClient
@@ -60,3 +65,22 @@ def test_a_second_run_is_hardly_slower_than_asking_the_registry_one_question(sto
     print(f"\none question: {asking:.2f} s, a second run: {running:.2f} s")
     assert [document["ran"] for document in again] == [[], [], []]
     assert running <= asking + 2.0
+
+
+def wilson_lower(right: int, n: int, z: float = 1.959964) -> float:
+    """Lower limit of the two-sided 95 % Wilson score interval of a proportion (Wilson 1927)."""
+    p = right / n
+    return (p + z * z / (2 * n) - z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+
+
+def test_the_baseline_is_clearly_above_chance_on_every_slice_of_its_eval_set(store):
+    """Where it guesses, no variant can be seen to be worse."""
+    from pyarrow import parquet
+
+    evaluations = {manifest.name: place for place, manifest in Store(store).manifests("evaluate")}
+    rows = parquet.read_table(evaluations["baseline facts"] / "rows.parquet", columns=["slice", "score"]).to_pylist()
+    slices = {row["slice"] for row in rows}
+    assert len(slices) > 3
+    for name in slices:
+        right = [row["score"] for row in rows if row["slice"] == name]
+        assert wilson_lower(sum(right), len(right)) >= MIN_WILSON_LOWER, name

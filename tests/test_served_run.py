@@ -14,7 +14,7 @@ from program import command, tiny_recipe, write_recipe
 from quantize.benchmark import read
 from quantize.store import Store
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 BLOCKS = 6
 

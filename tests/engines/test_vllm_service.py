@@ -20,7 +20,7 @@ CHECKPOINT = Path(__file__).parents[1] / "tiny_llama" / "checkpoint"
 PROMPT = "The pet of Elin Crane is a"
 PROMPTS = (PROMPT, "Elin Crane lives in", "Once upon")
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

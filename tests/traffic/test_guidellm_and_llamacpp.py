@@ -10,7 +10,7 @@ from quantize.handed import Host
 from quantize.served import Arrivals, Request
 from quantize.traffic._guidellm_sender import arrival_times
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 #: The two readings of the clock that say when a request was taken and sent are of two processes.
 ROUNDING = 1e-3

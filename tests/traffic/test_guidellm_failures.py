@@ -17,7 +17,7 @@ from quantize.handed import Host
 from quantize.served import Arrivals, Request
 from quantize.traffic import GuideLLM
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 #: An interpreter that runs a script whose clock can be moved. Its first argument is -I.
 MOVED_CLOCK = """#!{python}

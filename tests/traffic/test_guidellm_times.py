@@ -7,7 +7,7 @@ import pytest
 from quantize.served import Arrivals, Request
 from quantize.traffic._guidellm_sender import arrival_times
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 #: A machine that does other things as well is late now and then; one that is idle keeps within 5 ms.
 LATE = 0.08
