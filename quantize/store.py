@@ -107,7 +107,7 @@ class Store:
         for folder in (self.root, directory.parent):
             try:
                 os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            except FileNotFoundError:
+            except OSError:  # whoever writes there says what is wrong with it
                 return None
         return read_manifest(directory)
 
