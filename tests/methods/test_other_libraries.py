@@ -16,6 +16,7 @@ from quantize.executors import Local
 from quantize.handed import StageSpec
 from quantize.methods import Autoawq, Autogptq, Gptqmodel
 from quantize.patterns import matching
+from quantize.record import digest
 from quantize.scheme import preset
 from quantize.sources import Directory
 from quantize.store import Store
@@ -101,7 +102,7 @@ class Stages:
     def run(self, kind, config, environment, python, libraries, **inputs):
         """The committed artifact."""
         store = Store(self.folder / "store")
-        key = f"{len(list((self.folder / 'logs').iterdir())):064x}"
+        key = digest({"stage": len(list((self.folder / "logs").iterdir()))})
         spec = StageSpec(
             kind=kind,
             name="variant",
