@@ -17,6 +17,7 @@ from forked import run_program
 
 from quantize.errors import RecipeError
 from quantize.recipe import load
+from quantize.store import Store
 
 TINY = Path(__file__).parent / "tiny_llama"
 
@@ -139,6 +140,11 @@ def workers_of(driver: subprocess.Popen[str]) -> list[int]:
     """The processes of a driver's stages, and those that they were forked from; not what they started themselves."""
     programs = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below(driver.pid)}
     return [pid for pid, program in programs.items() if b"quantize.worker" in program or b"quantize.fork" in program]
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Key -> digest of the bytes of everything that is committed in a store."""
+    return {manifest.key: manifest.content_digest() for _, manifest in Store(store).manifests()}
 
 
 def seldom(values: Iterable[Any], often: Collection[Any]) -> list[Any]:

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from program import alive, command, start, state, tiny_recipe, wait_for, write_recipe
+from program import alive, command, contents, start, state, tiny_recipe, wait_for, write_recipe
 from ray_cluster import cluster
 
 from quantize.errors import StageFailed
 from quantize.executors import _ray_task
 from quantize.executors._ray_submit import Node, infeasible, share_of_cpus
 from quantize.handed import StageSpec
-from quantize.store import Store
 
 GB = 1e9
 STAGES = ("fetch", "quantize", "prove", "evaluate", "judge", "look")
@@ -95,11 +94,6 @@ def test_a_stage_comes_out_of_its_document_as_it_went_in(tmp_path, monkeypatch):
 
 
 # --- a cluster -----------------------------------------------------------------------------------------------------
-
-
-def contents(store: Path) -> dict[str, str]:
-    """Key -> digest of the bytes of everything committed."""
-    return {manifest.key: manifest.content_digest() for _, manifest in Store(store).manifests()}
 
 
 def owners(store: Path) -> set[str]:

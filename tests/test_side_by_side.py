@@ -14,14 +14,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from program import TINY, command, start, tiny_recipe, wait_for, workers_of, write_recipe
+from program import TINY, command, contents, start, tiny_recipe, wait_for, workers_of, write_recipe
 
 from quantize.device import choose
 from quantize.errors import StageFailed
 from quantize.planner import make_plan
 from quantize.preflight import check
 from quantize.recipe import load
-from quantize.store import Store
 
 TWO = {"device": "cpu", "stages": 2}
 VARIANTS = [
@@ -36,11 +35,6 @@ def recipe(folder: Path, **changes) -> Path:
     folder.mkdir(exist_ok=True)
     made = tiny_recipe(variants=VARIANTS, noise_floor=True, early_stopping={"look": 16}, **changes)
     return write_recipe(folder, made)
-
-
-def contents(store: Path) -> dict[str, str]:
-    """Key -> digest of the bytes of everything committed."""
-    return {manifest.key: manifest.content_digest() for _, manifest in Store(store).manifests()}
 
 
 def spans(document) -> list[tuple[str, datetime, datetime]]:

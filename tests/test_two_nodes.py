@@ -10,21 +10,26 @@ import os
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
-from program import alive, below, command, kill_at_once, start, stopped_worker, tiny_recipe, wait_for, write_recipe
+from program import (
+    alive,
+    below,
+    command,
+    contents,
+    kill_at_once,
+    start,
+    stopped_worker,
+    tiny_recipe,
+    wait_for,
+    write_recipe,
+)
 
 from quantize.leases import NODE, SECONDS
-from quantize.store import MANIFEST, Store
+from quantize.store import MANIFEST
 
 QUICK = {SECONDS: "2"}
 A, B = {NODE: "a", **QUICK}, {NODE: "b", **QUICK}
-
-
-def contents(store: Path) -> dict[str, str]:
-    """Key -> digest of the bytes of everything committed."""
-    return {manifest.key: manifest.content_digest() for _, manifest in Store(store).manifests()}
 
 
 @pytest.fixture(scope="module")
