@@ -29,7 +29,7 @@ demo: $(STAMP)
 	case $$code in 0|3|4) exit 0 ;; *) exit $$code ;; esac
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu" -n auto --dist loadfile -rsfE
+	$(BIN)/pytest -m "not slow and not gpu and not alone" -n auto --dist loadfile -rsfE
 
 environments: $(ENVIRONMENTS:%=environment-%)
 
