@@ -1,4 +1,4 @@
-"""The demo, as `make demo` runs it: minutes long, on the real small model."""
+"""The demo's recipe on the real small model, minutes long: two of its variants; `make demo` makes all five."""
 
 from __future__ import annotations
 
@@ -36,22 +36,26 @@ def seconds(run) -> float:
     return min(times)
 
 
+#: Those that take no search: GPTQ and AWQ take as long as all the rest together.
+ONLY = ("--only", "int8", "--only", "int4-rtn")
+
+
 @pytest.fixture(scope="module")
 def store():
     """The store of `make demo`: what it made is reused, what it did not is made here."""
     place = DEMO.parents[1] / "artifacts"
     result = subprocess.run(
-        [sys.executable, "-m", "quantize", "run", DEMO, "--store", place], cwd=DEMO.parents[1], timeout=3000
+        [sys.executable, "-m", "quantize", "run", DEMO, "--store", place, *ONLY], cwd=DEMO.parents[1], timeout=3000
     )
     assert result.returncode in (0, 3, 4)
     return place
 
 
-def test_the_demo_decides_all_five_variants(store):
+def test_the_demo_decides_its_variants(store):
     document = json.loads(command("report", "--store", store, "--json").stdout)
     outcomes = {variant["name"]: variant["verdict"]["outcome"] for variant in document["variants"]}
-    assert list(outcomes) == ["fp8", "int8", "int4-rtn", "int4-gptq", "int4-awq"]
-    assert outcomes["fp8"] == outcomes["int8"] == "pass"
+    assert list(outcomes) == ["int8", "int4-rtn"]
+    assert outcomes["int8"] == "pass"
     assert "error" not in outcomes.values()
 
 
@@ -60,7 +64,7 @@ def test_a_second_run_is_hardly_slower_than_asking_the_registry_one_question(sto
     asking = seconds(lambda: subprocess.run([sys.executable, "-c", ASK, uri], check=True, capture_output=True))
     again: list[dict[str, object]] = []
     running = seconds(
-        lambda: again.append(json.loads(command("run", DEMO, "--store", store, "--json").stdout)),
+        lambda: again.append(json.loads(command("run", DEMO, "--store", store, "--json", *ONLY).stdout)),
     )
     print(f"\none question: {asking:.2f} s, a second run: {running:.2f} s")
     assert [document["ran"] for document in again] == [[], [], []]
