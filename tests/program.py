@@ -147,6 +147,12 @@ def contents(store: Path) -> dict[str, str]:
     return {manifest.key: manifest.content_digest() for _, manifest in Store(store).manifests()}
 
 
+def commits(store: Path) -> dict[Path, tuple[int, int]]:
+    """Of every artifact in a store, which file its manifest is and when it was written."""
+    found = {path: path.stat() for path in store.glob("*/*/manifest.json")}
+    return {path: (manifest.st_ino, manifest.st_mtime_ns) for path, manifest in found.items()}
+
+
 def seldom(values: Iterable[Any], often: Collection[Any]) -> list[Any]:
     """Parameters of a test that takes long: those of `often` in the quick suite, the others in the slow one."""
     slow = pytest.mark.slow

@@ -9,12 +9,13 @@ import os
 import shutil
 
 import pytest
+from program import commits
 from release_world import PROVENANCE
 
 from quantize.errors import LeaseLost
 from quantize.leases import NODE, SECONDS
 from quantize.parts import LOOK, StoreParts
-from quantize.store import MANIFEST, Store
+from quantize.store import Store
 
 
 @pytest.fixture
@@ -43,14 +44,14 @@ def test_a_part_that_another_node_kept_meanwhile_is_taken(parts, tmp_path, monke
         if not kept:
             fall_asleep(tmp_path, monkeypatch)
             kept.append(others.keep(0, lambda draft: (draft / "rows").write_text("answers", encoding="utf-8")))
-            made.append((kept[0] / MANIFEST).stat())
+            made.append(commits(tmp_path))
             monkeypatch.setenv(NODE, "a")
         if moment == "before it wrote":
             (draft / "rows").write_text("answers", encoding="utf-8")
 
     made = []
     assert mine.keep(0, write) == kept[0]
-    assert [(kept[0] / MANIFEST).stat()] == made, "it stays what it was"
+    assert [commits(tmp_path)] == made, "it stays what it was"
     assert mine.used == others.used
     assert not list((tmp_path / "drafts").iterdir())
 

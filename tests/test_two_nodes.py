@@ -16,6 +16,7 @@ from program import (
     alive,
     below,
     command,
+    commits,
     contents,
     kill_at_once,
     start,
@@ -26,7 +27,6 @@ from program import (
 )
 
 from quantize.leases import NODE, SECONDS
-from quantize.store import MANIFEST
 
 QUICK = {SECONDS: "2"}
 A, B = {NODE: "a", **QUICK}, {NODE: "b", **QUICK}
@@ -94,14 +94,14 @@ def test_an_orphan_of_a_dead_node_does_not_publish_over_its_successor(to_judge, 
     lost.communicate()
     successor = command(*arguments, **B)
     assert successor.returncode == 0, successor.stderr
-    made = {path: path.stat() for path in store.glob(f"*/*/{MANIFEST}")}
+    made = commits(store)
     os.kill(orphan, signal.SIGCONT)
     deadline = time.monotonic() + 60
     while alive(orphan):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert contents(store) == expected
-    assert {path: path.stat() for path in store.glob(f"*/*/{MANIFEST}")} == made
+    assert commits(store) == made
     assert list((store / "drafts").iterdir()) == []
 
 
