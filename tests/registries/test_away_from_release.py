@@ -8,14 +8,11 @@ import pytest
 from cut_proxy import places, proxied
 from release_processes import FIRST
 from release_world import World
-from turn_checks import refusal, told, whole
+from turn_checks import NEVER, refusal, told, whole
 
 from quantize.release import release_run
 
 pytest_plugins = ["release_fixtures"]
-
-#: Calls that the counted release made and others need not: the first one on a server lays out what all share.
-NEVER = 3
 
 
 def ended(world: World) -> list[object]:

@@ -11,6 +11,10 @@ from quantize.history import check_journal, history
 from quantize.journal import Chain
 from quantize.turn import read_journal
 
+#: Calls that a counted piece of work made and others need not: the first release on a server lays out what all share,
+#: and a lock is renewed by the clock.
+NEVER = 3
+
 
 def whole(world: World) -> Chain:
     """The journal of a registry in which nothing is left to settle."""
