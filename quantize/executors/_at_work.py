@@ -16,7 +16,9 @@ __all__ = ["AtWork"]
 class AtWork:
     """Workers from their start to their end. It is no part of an executor's settings: two of the same are equal."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+        #: How long a worker that was asked to end has for it.
+        self.grace = grace
         self._changed = threading.Condition()
         self._workers: list[Worker] = []
         self._starting = 0
@@ -63,9 +65,9 @@ class AtWork:
         with self._changed:
             self._stopped = True
             self._signal(signal.SIGTERM)
-            if not self._changed.wait_for(self._none, GRACE_SECONDS):
+            if not self._changed.wait_for(self._none, self.grace):
                 self._signal(signal.SIGKILL)
-                self._changed.wait_for(self._none, GRACE_SECONDS)
+                self._changed.wait_for(self._none, self.grace)
 
     def _signal(self, which: signal.Signals) -> None:
         for worker in self._workers:

@@ -15,7 +15,7 @@ from typing import Any
 
 from quantize.errors import Interrupted, StageFailed
 from quantize.executors._at_work import AtWork
-from quantize.executors._workers import GRACE_SECONDS, Worker
+from quantize.executors._workers import Worker
 from quantize.handed import Progress, StageSpec
 
 __all__ = ["followed"]
@@ -40,7 +40,7 @@ def followed(
     read, write = pipe
     with at_work.following(start) as process:
         os.close(write)
-        error = _follow(process, read, progress)
+        error = _follow(process, read, progress, at_work.grace)
     returncode = process.wait()
     if returncode != 0 or error is not None:
         if at_work.stopped:
@@ -48,7 +48,7 @@ def followed(
         raise _failure(spec, returncode, error, log)
 
 
-def _follow(process: Worker, read: int, progress: Progress) -> dict[str, Any] | None:
+def _follow(process: Worker, read: int, progress: Progress, grace: float) -> dict[str, Any] | None:
     """Read events until the process ends; returns its error event, if it sent one."""
     error: dict[str, Any] | None = None
     try:
@@ -62,7 +62,7 @@ def _follow(process: Worker, read: int, progress: Progress) -> dict[str, Any] | 
                 process.wait(_LOOK_SECONDS)
                 break
     except BaseException:
-        _end(process)
+        _end(process, grace)
         raise
     return error
 
@@ -82,10 +82,10 @@ def _lines(descriptor: int) -> Iterator[bytes]:
             yield from lines
 
 
-def _end(process: Worker) -> None:
+def _end(process: Worker, grace: float) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(GRACE_SECONDS)
+        process.wait(grace)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -26,8 +26,8 @@ __all__ = ["Node", "infeasible", "main", "share_of_cpus"]
 
 _POLL_SECONDS = 0.3
 _CONNECT_SECONDS = 10.0
-#: How long a task that is cancelled has to end its stage; less than the driver gives this process.
-_GRACE_SECONDS = 15.0
+#: How long a task that is cancelled has to end its stage, for which it takes up to 20 seconds itself.
+_GRACE_SECONDS = 24.0
 _SETTING = "resources.executor"
 
 

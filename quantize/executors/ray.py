@@ -35,6 +35,9 @@ from quantize.store import writing
 
 __all__ = ["Ray"]
 
+#: How long a process that submitted a task has to end it; longer than that gives the task.
+_GRACE_SECONDS = 28.0
+
 
 class Ray(Record):
     """Stages as tasks of a Ray cluster.
@@ -49,7 +52,7 @@ class Ray(Record):
     retries: int = Field(3, ge=0, description="How often a stage whose node or process was lost is tried again.")
     deadline_hours: float = Field(48.0, gt=0, description="When a stage that has not ended is given up.")
     resources: dict[str, float] = Field(default_factory=dict, description="Ray resources that a node must have.")
-    _at_work: AtWork = PrivateAttr(default_factory=AtWork)
+    _at_work: AtWork = PrivateAttr(default_factory=lambda: AtWork(_GRACE_SECONDS))
 
     @property
     def remote(self) -> bool:
